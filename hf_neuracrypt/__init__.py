@@ -1,0 +1,33 @@
+"""hf_neuracrypt: encrypt image datasets with a secret key, and train a stock Vision Transformer on the ciphertexts.
+
+The public names are `SecretKey`, `EncoderConfig`, `load_encoder` and `encrypt_dataset`; they are imported when first
+used, so that `import hf_neuracrypt` and `hf-neuracrypt --help` do not wait for torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+from hf_neuracrypt.errors import NeuraCryptError
+
+
+if TYPE_CHECKING:
+    from hf_neuracrypt.configuration import EncoderConfig
+    from hf_neuracrypt.dataset import encrypt_dataset
+    from hf_neuracrypt.encoders import load_encoder
+    from hf_neuracrypt.keys import SecretKey
+
+__version__ = "0.1.0"
+__all__ = ["EncoderConfig", "NeuraCryptError", "SecretKey", "__version__", "encrypt_dataset", "load_encoder"]
+
+_HOMES = {
+    "EncoderConfig": "configuration",
+    "SecretKey": "keys",
+    "encrypt_dataset": "dataset",
+    "load_encoder": "encoders",
+}
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module 'hf_neuracrypt' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"hf_neuracrypt.{_HOMES[name]}"), name)

@@ -1,0 +1,196 @@
+"""The owner's command, `hf-neuracrypt`. Heavy imports stay inside the commands, so that `--help` answers at once."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hf_neuracrypt.errors import DatasetError, KeyFileError, fail, one_line_errors
+
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    help="Encrypt image datasets with a secret key, so that a cloud can train a stock Vision Transformer on them. "
+    "It hides pictures from people; it is not confidentiality against a capable attacker (see README).",
+)  # fmt: skip
+
+KeyFile = Annotated[Path, typer.Option(envvar="NEURACRYPT_KEY_FILE", help="The secret key file, made by `keygen`.")]
+PassphraseFile = Annotated[
+    Path | None,
+    typer.Option(help="A file whose first line is the passphrase of a locked key. Default: you are asked."),
+]
+
+
+@app.command()
+def keygen(
+    path: Annotated[Path, typer.Argument(help="The new key file. It is never overwritten.")],
+    passphrase: Annotated[
+        bool, typer.Option("--passphrase", help="Lock the file with a passphrase you type.")
+    ] = False,
+    passphrase_file: Annotated[Path | None, typer.Option(help="Lock it with the first line of this file.")] = None,
+) -> None:
+    """Make a secret key, e.g. `hf-neuracrypt keygen hospital.key`. Prints its public id."""
+    from hf_neuracrypt.keys import SecretKey, read_passphrase
+
+    words = None
+    if passphrase_file is not None:
+        words = read_passphrase(passphrase_file)
+    elif passphrase:
+        words = typer.prompt("Passphrase", hide_input=True, confirmation_prompt=True, err=True)
+    key = SecretKey.generate()
+    key.save(path, passphrase=words)
+    typer.echo(key.id)
+    _note(f"Wrote {path}. Keep two copies in safe places: without it the model is useless. Never upload or mail it.")
+
+
+@app.command()
+def key_id(
+    key_file: Annotated[Path, typer.Argument(help="A key file.")], passphrase_file: PassphraseFile = None
+) -> None:
+    """Print the public id of a key, e.g. `hf-neuracrypt key-id hospital.key`."""
+    typer.echo(_load_key(key_file, passphrase_file).id)
+
+
+@app.command()
+def encrypt(
+    dataset: Annotated[
+        str, typer.Option(help="Hub id, folder of images, save_to_disk folder, or Parquet/CSV/JSON/tar.")
+    ],
+    key_file: KeyFile,
+    output: Annotated[Path, typer.Option(help="New folder for the encrypted dataset; run again to resume.")],
+    passphrase_file: PassphraseFile = None,
+    image_column: Annotated[str | None, typer.Option(help="Default: image, img or pixel_values.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Default: label, labels or fine_label.")] = None,
+    keep_column: Annotated[
+        list[str] | None, typer.Option(help="Also store this column, in clear. Repeatable.")
+    ] = None,
+    hide_labels: Annotated[
+        bool, typer.Option("--hide-labels", help="Neutral class names, permuted by the key.")
+    ] = False,
+    max_rows: Annotated[int | None, typer.Option(min=1, help="Only the first rows of each split.")] = None,
+    image_size: Annotated[int, typer.Option(help="Height and width, in pixels, of what is encrypted.")] = 224,
+    patch_size: Annotated[int, typer.Option(help="That of the model to be trained: 8, 14, 16 or 32.")] = 16,
+    depth: Annotated[int, typer.Option(help="1x1 convolutions after the patch embedding.")] = 4,
+    width: Annotated[int, typer.Option(help="Channels of the hidden layers.")] = 768,
+    background: Annotated[str, typer.Option(help="Colour behind transparent pixels.")] = "#ffffff",
+    shard_size: Annotated[int, typer.Option(min=1, help="Size of a shard file, in MB.")] = 500,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images encrypted at a time. No effect on the result.")] = 64,
+    device: Annotated[str, typer.Option(help="cpu or cuda. No effect on the result.")] = "cpu",
+) -> None:
+    """Encrypt a dataset, e.g. `hf-neuracrypt encrypt --dataset photos/ --key-file hospital.key --output encrypted/`.
+
+    Stopped half-way, the same command continues; the result does not depend on the interruption.
+    """
+    from hf_neuracrypt.configuration import EncoderConfig
+
+    config = EncoderConfig(
+        image_size=image_size, patch_size=patch_size, depth=depth, width=width, background=background
+    )
+    _check_places(dataset, key_file, output)
+    key = _load_key(key_file, passphrase_file)
+
+    from hf_neuracrypt import store
+    from hf_neuracrypt.dataset import make_plan
+    from hf_neuracrypt.encoders import load_encoder
+    from hf_neuracrypt.sources import load_source
+
+    if (Path(dataset) / store.MANIFEST).exists():
+        raise DatasetError(f"{dataset} is already encrypted: encrypt the plain images instead")
+    splits = dict(load_source(dataset))
+    if max_rows is not None:
+        splits = {name: split.select(range(min(max_rows, len(split)))) for name, split in splits.items()}
+    encoder = load_encoder(config, key, device=device)
+    plan = make_plan(splits, encoder, image_column, label_column, keep_column or (), hide_labels)
+    store.write(splits, plan, output, shard_bytes=shard_size * 1_000_000, batch_size=batch_size)
+    rows = sum(len(split) for split in splits.values())
+    _note(f"Encrypted {rows:,} images with {key.id} into {output}.")
+
+
+@app.command()
+def verify(folder: Annotated[Path, typer.Argument(help="A folder written by `encrypt`.")]) -> None:
+    """Re-hash every file of an encrypted dataset, e.g. `hf-neuracrypt verify encrypted/`."""
+    from hf_neuracrypt import store
+
+    damaged = 0
+    for file, problem in store.verify(folder):
+        if problem:
+            damaged += 1
+            typer.echo(f"{folder / file} {problem}")
+    if damaged:
+        raise DatasetError(f"{damaged} file(s) of {folder} are not as they were written: encrypt again")
+    _note(f"Every file of {folder} is as it was written.")
+
+
+@app.command()
+def predict(
+    images: Annotated[list[Path], typer.Argument(help="Plain images.")],
+    model: Annotated[str, typer.Option(help="Folder or Hub id of a model trained on encrypted images.")],
+    key_file: KeyFile,
+    passphrase_file: PassphraseFile = None,
+    top_k: Annotated[int, typer.Option(min=1, help="Labels for each image.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """Encrypt images here and classify them, e.g. `hf-neuracrypt predict --model model/ --key-file hospital.key photo.jpg`."""
+    key = _load_key(key_file, passphrase_file)
+
+    from transformers.utils import logging
+
+    from hf_neuracrypt import prediction
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    answers = prediction.predict(model, key, images, [str(path) for path in images], top_k)
+    for path, answer in zip(images, answers, strict=True):
+        if as_json:
+            typer.echo(json.dumps({"image": str(path), "predictions": answer}))
+        else:
+            typer.echo(f"{path}: " + ", ".join(f"{entry['label']} {entry['score']:.3f}" for entry in answer))
+
+
+def main() -> None:
+    """Run the command; every error is one line on stderr and a status that is not 0."""
+    with one_line_errors():
+        try:
+            status = app(standalone_mode=False)
+        except typer.Abort:
+            raise KeyboardInterrupt from None
+        except Exception as error:
+            if not hasattr(error, "format_message"):
+                raise
+            # The option parser's errors: an unknown option, a missing argument.
+            command = getattr(getattr(error, "ctx", None), "command_path", "hf-neuracrypt")
+            fail(f"{error.format_message()} (see {command} --help)", 2)
+    sys.exit(status or 0)
+
+
+def _load_key(path: Path, passphrase_file: Path | None):
+    from hf_neuracrypt.keys import SecretKey
+
+    words = None
+    if passphrase_file is None and SecretKey.is_locked(path):
+        if not sys.stdin.isatty():
+            raise KeyFileError(f"{path} is locked with a passphrase: give --passphrase-file")
+        words = typer.prompt(f"Passphrase of {path}", hide_input=True, err=True)
+    return SecretKey.load(path, passphrase=words, passphrase_file=passphrase_file)
+
+
+def _check_places(dataset: str, key_file: Path, output: Path) -> None:
+    """Source, key and output are three places: an output folder gets copied and published."""
+    folder, source, key = (os.path.realpath(path) for path in (output, dataset, key_file))
+    if folder == source or source.startswith(folder + os.sep):
+        raise DatasetError(f"the output {output} is or holds the source {dataset}: choose another folder")
+    if Path(source).is_dir() and folder.startswith(source + os.sep):
+        raise DatasetError(f"the output {output} lies inside the source {dataset}: choose another folder")
+    if key.startswith(folder + os.sep):
+        raise KeyFileError(f"the key file {key_file} lies inside the output {output}: keep it elsewhere")
+
+
+def _note(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+if __name__ == "__main__":
+    main()

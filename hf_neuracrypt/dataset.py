@@ -1,0 +1,312 @@
+"""`encrypt_dataset`: the `datasets.map` step from plain images to encrypted ones, and the public record that goes along.
+
+Notable decisions
+- Columns are an allow-list: `image`, `label`, and what the caller names. Nothing else of the source survives: no file
+  name, no path (`{"bytes": …, "path": None}`), no builder info.
+- The fingerprint is given, not computed: sha256(source fingerprint, config, key id, options). Hashing the function would
+  put the key into it.
+- What is public about an encryption (algorithm, config, key id, sealed label names) is one JSON line, the *record*. It
+  travels in `dataset.info.description`, survives `concatenate_datasets` (one line an owner), and is written to
+  `neuracrypt.json` and to a model's `config.json`.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+
+import datasets
+import torch
+from datasets import (
+    ClassLabel,
+    Dataset,
+    DatasetDict,
+    DatasetInfo,
+    Features,
+    Image,
+    IterableDataset,
+    IterableDatasetDict,
+    Value,
+)
+
+from hf_neuracrypt.configuration import EncoderConfig
+from hf_neuracrypt.encoders.color_neuracrypt import ColorNeuraCrypt
+from hf_neuracrypt.errors import ConfigError, DatasetError, ImageError
+from hf_neuracrypt.images import prepare, to_png
+
+
+IMAGE_COLUMNS = ("image", "img", "pixel_values")
+LABEL_COLUMNS = ("label", "labels", "fine_label")
+RECORD_FORMAT = 1
+# Rows of 150 kB: the writer's default of 1,000 rows would hold 150 MB.
+WRITER_BATCH_SIZE = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """What is public about an encryption.
+
+    Args:
+        config: the encoder's public parameters.
+        key_id: the public id of the key.
+        sealed_labels: with hidden labels, the label names and their permutation, readable with the key only.
+    """
+
+    config: EncoderConfig
+    key_id: str
+    sealed_labels: str | None = None
+
+    def to_dict(self) -> dict:
+        record = {"neuracrypt": RECORD_FORMAT, "config": self.config.to_dict(), "key_id": self.key_id}
+        return record | ({"sealed_labels": self.sealed_labels} if self.sealed_labels else {})
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_dict(cls, values: object) -> "Record":
+        """Raises ConfigError for anything but a record of this format."""
+        if not isinstance(values, dict) or values.get("neuracrypt") != RECORD_FORMAT:
+            raise ConfigError(
+                f"this is no encryption record of format {RECORD_FORMAT}; is hf_neuracrypt too old for it?"
+            )
+        key_id, sealed = values.get("key_id"), values.get("sealed_labels")
+        if not isinstance(key_id, str) or not isinstance(sealed, str | None):
+            raise ConfigError("an encryption record needs a key_id, and text in sealed_labels")
+        return cls(EncoderConfig.from_dict(values.get("config")), key_id, sealed)
+
+
+def records_of(dataset: Dataset | IterableDataset | DatasetDict | IterableDatasetDict) -> list[Record]:
+    """The records a dataset carries: none if it is plain, several if owners' datasets were concatenated."""
+    splits = dataset.values() if isinstance(dataset, dict) else [dataset]
+    lines = [line for split in splits for line in (split.info.description or "").splitlines()]
+    lines = [line for line in dict.fromkeys(lines) if line.startswith("{") and '"neuracrypt"' in line]
+    return [Record.from_dict(json.loads(line)) for line in lines]
+
+
+@dataclasses.dataclass(frozen=True)
+class Columns:
+    """Which columns are read: `image`, `label` (or None), and those that are `kept` as they are."""
+
+    image: str
+    label: str | None
+    kept: tuple[str, ...]
+
+
+def find_columns(features: Features, image: str | None, label: str | None, kept: Sequence[str] = ()) -> Columns:
+    """Resolve column names, guessing those not given. Raises DatasetError naming what is there."""
+    found = f"the columns are {', '.join(features)}"
+    for name in (image, label, *kept):
+        if name is not None and name not in features:
+            raise DatasetError(f"there is no column {name!r}: {found}")
+    image = image or next((name for name in IMAGE_COLUMNS if name in features), None)
+    if image is None:
+        raise DatasetError(
+            f"none of the columns {', '.join(IMAGE_COLUMNS)} is there: {found}; name it: --image-column"
+        )
+    label = label or next((name for name in LABEL_COLUMNS if name in features), None)
+    for name in kept:
+        if isinstance(features[name], Image):
+            raise DatasetError(f"column {name!r} holds images: kept columns are stored in clear, so it cannot be kept")
+        if name in (image, label) or name in ("image", "label"):
+            raise DatasetError(f"column {name!r} cannot be kept beside the encrypted `image` and `label`")
+    return Columns(image, label, tuple(kept))
+
+
+class Labels:
+    """How labels go into the encrypted dataset: their names, and with `hidden`, under a keyed permutation."""
+
+    def __init__(self, names: list[str] | None, hidden: bool, encoder: ColorNeuraCrypt):
+        self.feature: ClassLabel | Value = Value("int64") if names is None else ClassLabel(names=names)
+        self.names, self.sealed, self.order = names, None, None
+        if hidden:
+            if names is None:
+                raise DatasetError("labels can only be hidden when they have names: cast the column to ClassLabel")
+            width = len(str(len(names) - 1))
+            self.order = encoder.key.permutation(json.dumps(names), "labels", len(names))
+            self.feature = ClassLabel(names=[f"class_{index:0{width}d}" for index in range(len(names))])
+            shown = {neutral: names[self.order.index(index)] for index, neutral in enumerate(self.feature.names)}
+            self.sealed = encoder.key.seal(json.dumps(shown), "label names")
+
+    def encode(self, value: object) -> int:
+        """The stored label of a source label. Raises DatasetError for none, or one that is out of range."""
+        if isinstance(value, str):
+            if self.names is None or value not in self.names:
+                raise DatasetError(f"the label {value!r} is none of the {len(self.names or [])} names")
+            value = self.names.index(value)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise DatasetError(f"the label is {type(value).__name__}, not a whole number or a name")
+        if self.names is not None and not 0 <= value < len(self.names):
+            raise DatasetError(f"the label {value} is not within 0 to {len(self.names) - 1}")
+        return value if self.order is None else self.order[value]
+
+
+class EncryptRows:
+    """The function given to `datasets.map(batched=True, with_indices=True)`; picklable if the key came from a file."""
+
+    def __init__(self, encoder: ColorNeuraCrypt, columns: Columns, labels: Labels, first_row: int = 0):
+        self.encoder, self.columns, self.labels, self.first_row = encoder, columns, labels, first_row
+
+    def __call__(self, batch: dict[str, list], indices: list[int]) -> dict[str, list]:
+        images, labels = [], []
+        for position, index in enumerate(indices):
+            try:
+                images.append(torch.from_numpy(prepare(batch[self.columns.image][position], self.encoder.config)))
+                if self.columns.label is not None:
+                    labels.append(self.labels.encode(batch[self.columns.label][position]))
+            except (ImageError, DatasetError) as error:
+                # The row, never the path: a path may hold a person's name, and this line may end in a log.
+                raise DatasetError(f"row {self.first_row + index} cannot be encrypted: {error}") from None
+        encrypted = self.encoder.encrypt(torch.stack(images).permute(0, 3, 1, 2))
+        pixels = encrypted.permute(0, 2, 3, 1).contiguous().numpy()
+        rows = {"image": [{"bytes": to_png(image), "path": None} for image in pixels]}
+        if self.columns.label is not None:
+            rows["label"] = labels
+        return rows | {name: batch[name] for name in self.columns.kept}
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Everything that is decided before the first image is touched; the same for all splits."""
+
+    encoder: ColorNeuraCrypt
+    columns: Columns
+    labels: Labels
+    features: Features
+
+    @property
+    def record(self) -> Record:
+        return Record(self.encoder.config, self.encoder.key.id, self.labels.sealed)
+
+    def fingerprint(self, source: str) -> str:
+        parts = (source, self.record.to_json(), repr(self.columns), repr(self.features))
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+    def apply(self, split: Dataset | IterableDataset, first_row: int = 0, **options):
+        """`split.map(...)`; `options` go to `map`."""
+        source = split.with_format(None).select_columns(
+            [name for name in (self.columns.image, self.columns.label, *self.columns.kept) if name]
+        )
+        if isinstance(split.features[self.columns.image], Image):
+            source = source.cast_column(self.columns.image, Image(decode=False))
+        encrypted = source.map(
+            EncryptRows(self.encoder, self.columns, self.labels, first_row),
+            batched=True, with_indices=True, remove_columns=source.column_names, features=self.features, **options,
+        )  # fmt: skip
+        _replace_info(encrypted.info, DatasetInfo(description=self.record.to_json(), features=self.features))
+        return encrypted
+
+
+def make_plan(
+    splits: dict[str, Dataset | IterableDataset],
+    encoder: ColorNeuraCrypt,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    keep_columns: Sequence[str] = (),
+    hide_labels: bool = False,
+) -> Plan:
+    """Look at all splits and decide; see `encrypt_dataset` for the arguments and errors."""
+    if not splits or all(isinstance(split, Dataset) and len(split) == 0 for split in splits.values()):
+        raise DatasetError("the dataset is empty")
+    for name, split in splits.items():
+        if records_of(split):
+            key_id = records_of(split)[0].key_id
+            raise DatasetError(f"split {name} is already encrypted (key {key_id}): encrypt the plain images instead")
+    features = {name: split.features or _peek(split) for name, split in splits.items()}
+    first = next(iter(features.values()))
+    columns = find_columns(first, image_column, label_column, keep_columns)
+    for name, other in features.items():
+        if find_columns(other, image_column, label_column, keep_columns) != columns:
+            raise DatasetError(f"split {name} has other columns than the first one")
+        if columns.label and other[columns.label] != first[columns.label]:
+            raise DatasetError(f"the labels of split {name} are not those of the first one: {other[columns.label]}")
+    if hide_labels and columns.label is None:
+        raise DatasetError("there is no label column to hide")
+    names = _label_names(splits, first, columns.label)
+    labels = Labels(names, hide_labels, encoder)
+    stored = {"image": Image()} | ({"label": labels.feature} if columns.label else {})
+    return Plan(encoder, columns, labels, Features(stored | {name: first[name] for name in columns.kept}))
+
+
+def encrypt_dataset(
+    dataset: Dataset | DatasetDict | IterableDataset | IterableDatasetDict,
+    encoder: ColorNeuraCrypt,
+    *,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    keep_columns: Sequence[str] = (),
+    hide_labels: bool = False,
+    batch_size: int = 64,
+    num_proc: int | None = None,
+):
+    """Encrypt the images of a dataset.
+
+    Args:
+        dataset: plain images; a dict of splits gives a dict of splits, an iterable dataset stays lazy.
+        encoder: from `load_encoder`.
+        image_column: default: the first of `image`, `img`, `pixel_values` that is there.
+        label_column: default: the first of `label`, `labels`, `fine_label` that is there; a dataset may have none.
+        keep_columns: further columns to store, in clear.
+        hide_labels: neutral class names under a keyed permutation; the true names travel sealed by the key.
+        batch_size: rows encrypted at a time; no effect on the result.
+        num_proc: worker processes (spawned; each reads the key file itself). Not for iterable datasets.
+
+    Returns:
+        The same kind of dataset with the columns `image` (uint8 RGB PNG), `label`, and the kept ones.
+
+    Raises:
+        DatasetError: no such column, an unusable label or image (naming the row), an empty or encrypted dataset.
+    """
+    splits = dict(dataset) if isinstance(dataset, dict) else {"dataset": dataset}
+    plan = make_plan(splits, encoder, image_column, label_column, keep_columns, hide_labels)
+    encrypted = {}
+    for name, split in splits.items():
+        options: dict = {"batch_size": batch_size}
+        if isinstance(split, Dataset):
+            options |= {"new_fingerprint": plan.fingerprint(split._fingerprint), "desc": f"Encrypting {name}"}
+            options |= {"writer_batch_size": WRITER_BATCH_SIZE, "num_proc": num_proc}
+        if num_proc is not None:
+            use_spawn()
+        encrypted[name] = plan.apply(split, **options)
+    return type(dataset)(encrypted) if isinstance(dataset, dict) else encrypted["dataset"]
+
+
+def use_spawn() -> None:
+    """Let `datasets` spawn its workers: forked ones deadlock once the parent has used torch."""
+    import multiprocess  # the fork of multiprocessing that `datasets` uses
+
+    multiprocess.set_start_method("spawn", force=True)
+
+
+def _peek(split: IterableDataset) -> Features:
+    row = next(iter(split), None)
+    if row is None:
+        raise DatasetError("the dataset is empty")
+    return Features(dict.fromkeys(row))
+
+
+def _label_names(splits: dict, features: Features, label: str | None) -> list[str] | None:
+    """Names of a ClassLabel; of a text column, its sorted values; of integers, none."""
+    if label is None:
+        return None
+    feature = features[label]
+    if isinstance(feature, ClassLabel):
+        return feature.names
+    if getattr(feature, "dtype", None) in ("string", "large_string"):
+        if not all(isinstance(split, Dataset) for split in splits.values()):
+            raise DatasetError(
+                f"column {label!r} holds text, and a stream cannot be searched for all its values: cast it"
+            )
+        values = {value for split in splits.values() for value in split.unique(label)}
+        if None in values:
+            raise DatasetError(f"column {label!r} has rows without a label")
+        return sorted(values)
+    if feature is not None and not str(getattr(feature, "dtype", "")).startswith(("int", "uint")):
+        raise DatasetError(f"column {label!r} holds {feature}, not class labels")
+    return None
+
+
+def _replace_info(info: DatasetInfo, new: DatasetInfo) -> None:
+    """Nothing of the source's info goes on: its checksums and names hold paths of the owner's machine."""
+    for field in dataclasses.fields(datasets.DatasetInfo):
+        setattr(info, field.name, getattr(new, field.name))

@@ -1,0 +1,49 @@
+"""Errors a user can act on. Commands print them as one line and exit with status 2; the Python API raises them."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+
+class NeuraCryptError(Exception):
+    """Base of every error this package raises on purpose: what is wrong, where, and what to do, in one line."""
+
+
+class KeyFileError(NeuraCryptError):
+    """A key file that is missing, damaged, readable by others, or locked with another passphrase."""
+
+
+class KeyMismatchError(NeuraCryptError):
+    """Two things that were encrypted under different keys, or with different public configs, were brought together."""
+
+
+class ConfigError(NeuraCryptError):
+    """A public parameter that the scheme does not support."""
+
+
+class ImageError(NeuraCryptError):
+    """An image that cannot be read, or an array that is not an image."""
+
+
+class DatasetError(NeuraCryptError):
+    """A dataset that cannot be used as asked: columns, labels, splits, folders."""
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """For scripts: an error a user can act on is one line on stderr and exit status 2; Ctrl-C is status 130."""
+    try:
+        yield
+    except NeuraCryptError as error:
+        fail(str(error), 2)
+    except KeyboardInterrupt:
+        fail("interrupted; the same command again continues where it stopped", 130)
+    except OSError as error:
+        fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 2)
+
+
+def fail(text: str, status: int) -> NoReturn:
+    """Print one line and end the process."""
+    print(f"error: {' '.join(text.split())}", file=sys.stderr)
+    sys.exit(status)

@@ -1,0 +1,173 @@
+"""Any image a user has -> uint8 RGB of the right size, with its metadata gone; an encrypted array -> PNG bytes.
+
+Notable decisions
+- EXIF orientation is applied, then only pixels go on: EXIF, ICC profiles, comments and file names never do.
+- 16-bit images are scaled, not clipped; transparent pixels are composited on the config's background (what an editor
+  hid under alpha would otherwise be encrypted, and come back out of a known-plaintext attack); animations and
+  multi-page files give their first frame.
+- Plain images are resized once, before encryption, by the config's method.
+- The PNG writer stores the pixels uncompressed (ciphertext does not compress) in blocks laid out here, so a file's bytes
+  depend on the ciphertext alone, not on a version of Pillow or zlib.
+"""
+
+import io
+import os
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
+
+from hf_neuracrypt.configuration import EncoderConfig
+from hf_neuracrypt.errors import ImageError
+
+
+# Pillow can open some 40 formats; every decoder more is a way in for a hostile file. These are what cameras, scanners,
+# browsers and image editors write.
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP", "GIF", "PPM")
+MAX_PIXELS = 100_000_000
+ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
+SIXTEEN_BIT_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
+
+
+def prepare(source: object, config: EncoderConfig) -> np.ndarray:
+    """A user's image, ready to be encrypted: uint8 RGB (image_size, image_size, 3).
+
+    Args:
+        source: what `datasets` and people have: a PIL image, a path, encoded bytes, `{"bytes": …, "path": …}`, or an
+            array: uint8, uint16 or bool (H, W), (H, W, 1), (H, W, 3), (H, W, 4), or channels first.
+        config: says the size, the resize method and the background.
+
+    Raises:
+        ImageError: unreadable, truncated, too large, or a kind of array whose range is not known.
+    """
+    image = to_rgb(_open(source), config.background)
+    size = (config.image_size, config.image_size)
+    if image.size != size:
+        image = image.resize(size, Image.Resampling.BILINEAR)
+    return np.array(image)
+
+
+def to_rgb(image: Image.Image, background: str = "#ffffff") -> Image.Image:
+    """8-bit RGB, upright, composited on `background`: a new image without metadata."""
+    try:
+        image = ImageOps.exif_transpose(image)
+    except (ValueError, TypeError, KeyError, SyntaxError, struct.error, OSError):
+        _load(image)  # damaged EXIF says nothing about the pixels; truncated pixels are still an error
+    if image.mode in SIXTEEN_BIT_MODES:
+        image = Image.fromarray(_scale_16_bits(np.asarray(image)))
+    elif image.mode == "F":
+        raise ImageError("it has floating-point pixels, whose range is not known: save it with 8 or 16 bits")
+    if image.mode in ALPHA_MODES or "transparency" in image.info:
+        image = image.convert("RGBA")
+        canvas = Image.new("RGBA", image.size, ImageColor.getrgb(background))
+        image = Image.alpha_composite(canvas, image)
+    return image.convert("RGB")
+
+
+def to_png(image: np.ndarray) -> bytes:
+    """uint8 RGB (H, W, 3) -> the bytes of a PNG file, pixels stored uncompressed; no other chunk than IHDR, IDAT, IEND."""
+    height, width = image.shape[:2]
+    rows = np.zeros((height, 1 + 3 * width), np.uint8)  # each row starts with its filter type, 0: none
+    rows[:, 1:] = image.reshape(height, 3 * width)
+    pixels = rows.tobytes()
+    stream = [b"\x78\x01"]  # zlib header: 32 KiB window, fastest
+    for start in range(0, len(pixels), 65535):
+        block = pixels[start : start + 65535]
+        final = start + 65535 >= len(pixels)
+        stream += [struct.pack("<BHH", final, len(block), len(block) ^ 0xFFFF), block]
+    stream.append(struct.pack(">I", zlib.adler32(pixels)))
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", b"".join(stream)) + _chunk(b"IEND", b"")
+
+
+def _chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(data, zlib.crc32(name)))
+
+
+def _open(source: object) -> Image.Image:
+    if isinstance(source, dict) and set(source) == {"bytes", "path"}:
+        source = source["path"] if source["bytes"] is None else source["bytes"]
+    if source is None:
+        raise ImageError("it is empty: neither bytes nor a path")
+    if isinstance(source, Image.Image):
+        image = source
+    elif isinstance(source, np.ndarray | list):
+        return _from_array(np.asarray(source))
+    elif isinstance(source, bytes):
+        image = _decode(io.BytesIO(source))
+    elif isinstance(source, str | Path):
+        image = _decode(_local_file(source))
+    else:
+        raise ImageError(f"a {type(source).__name__} is no image")
+    _load(image)
+    return image
+
+
+def _local_file(path: str | Path) -> io.BytesIO:
+    if "://" in str(path):
+        raise ImageError("it is an address, not a file: images are never fetched while encrypting")
+    try:
+        with open(path, "rb") as file:
+            if not os.path.isfile(path):
+                raise ImageError("it is not a regular file")
+            return io.BytesIO(file.read())
+    except OSError as error:
+        raise ImageError(f"its file cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise ImageError("its file name is not valid") from None
+
+
+def _decode(file: io.BytesIO) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is checked below
+            image = Image.open(file, formats=FORMATS)
+    except UnidentifiedImageError:
+        raise ImageError(
+            f"it is not an image of a supported format ({', '.join(FORMATS)}), or its header is damaged"
+        ) from None
+    except Image.DecompressionBombError:
+        raise ImageError(f"it has more than {MAX_PIXELS:,} pixels") from None
+    except Exception as error:  # Pillow's decoders raise whatever they stumble over
+        raise ImageError(f"it cannot be decoded ({type(error).__name__})") from None
+    if image.width * image.height > MAX_PIXELS:
+        raise ImageError(f"it has {image.width} x {image.height} pixels; more than {MAX_PIXELS:,} are refused")
+    return image
+
+
+def _load(image: Image.Image) -> None:
+    try:
+        image.load()
+    except Exception as error:  # Pillow's decoders raise whatever they stumble over
+        raise ImageError(f"it is truncated or damaged ({type(error).__name__})") from None
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    if array.ndim == 3 and array.shape[2] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):
+        array = array.transpose(1, 2, 0)
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.ndim not in (2, 3) or array.size == 0 or (array.ndim == 3 and array.shape[2] not in (3, 4)):
+        raise ImageError(f"an array of shape {array.shape} is no image: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)")
+    if array.shape[0] * array.shape[1] > MAX_PIXELS:
+        raise ImageError(f"it has {array.shape[1]} x {array.shape[0]} pixels; more than {MAX_PIXELS:,} are refused")
+    if array.dtype == bool:
+        array = array.astype(np.uint8) * 255
+    elif array.dtype == np.uint16:
+        array = _scale_16_bits(array)
+    elif array.dtype.kind in "iu" and array.min() >= 0 and array.max() <= 255:
+        array = array.astype(np.uint8)  # `datasets` gives nested lists back as int64
+    else:
+        raise ImageError(f"an array of {array.dtype} has no known range of values: convert it to uint8 or uint16")
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def _scale_16_bits(values: np.ndarray) -> np.ndarray:
+    """0..65535 -> 0..255, rounded. Pillow's own conversion would clip everything over 255 to white."""
+    values = values.astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise ImageError("its pixels leave the 16-bit range 0 to 65535")
+    return ((values * 255 + 32767) // 65535).astype(np.uint8)

@@ -1,0 +1,196 @@
+"""What `Trainer` needs to learn from encrypted images: the data with its records, a collator, accuracy, the stock model.
+
+Nothing here holds a key. Ciphertext is never resized, cropped, flipped or normalised per image: the collator only maps
+grey levels to [-1, 1], which is what the stock `ViTImageProcessor` saved beside the model does.
+"""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import ClassLabel, Dataset, DatasetDict, Image, IterableDatasetDict
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
+from PIL import Image as PILImage
+from transformers import AutoModelForImageClassification, EvalPrediction, PreTrainedModel, ViTImageProcessor
+
+from hf_neuracrypt import images
+from hf_neuracrypt.configuration import EncoderConfig
+from hf_neuracrypt.dataset import Columns, Record, find_columns, records_of
+from hf_neuracrypt.errors import DatasetError, ImageError, KeyMismatchError, NeuraCryptError
+from hf_neuracrypt.prediction import load_model_config
+from hf_neuracrypt.sources import load_source
+from hf_neuracrypt.store import MANIFEST, read_manifest
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Splits to learn from: their columns, and the records of their encryption (none: plain images)."""
+
+    data: DatasetDict | IterableDatasetDict
+    columns: Columns
+    records: list[Record]
+
+    @property
+    def label_names(self) -> list[str]:
+        """Names in the order of their ids. Raises DatasetError when there is nothing to learn."""
+        split = next(iter(self.data.values()))
+        if self.columns.label is None:
+            raise DatasetError(f"there is no label column: the columns are {', '.join(split.column_names)}")
+        feature = split.features[self.columns.label]
+        if isinstance(feature, ClassLabel):
+            return feature.names
+        labels = {label for each in self.data.values() for label in each.unique(self.columns.label)}
+        if not all(isinstance(label, int) and label >= 0 for label in labels):
+            raise DatasetError(f"column {self.columns.label!r} does not hold class numbers from 0 on")
+        return [str(index) for index in range(max(labels) + 1)]
+
+
+def load_splits(
+    name: str, plain: bool = False, image_column: str | None = None, label_column: str | None = None
+) -> Splits:
+    """Load a dataset for training or evaluation.
+
+    Args:
+        name: folder or Hub id.
+        plain: the images are meant to be plain (a baseline); without it, a plain dataset is refused.
+        image_column: default: guessed.
+        label_column: default: guessed.
+
+    Raises:
+        DatasetError: not found, unfinished, plain although `plain` is off, or the other way round.
+    """
+    record = _stored_record(name)
+    data = load_source(name)
+    records = records_of(data) or ([record] if record else [])
+    if not records and not plain:
+        raise DatasetError(f"{name} is not encrypted: encrypt it first, or give --plain to train on plain images")
+    if records and plain:
+        raise DatasetError(f"{name} is encrypted (key {records[0].key_id}): leave --plain out")
+    columns = find_columns(next(iter(data.values())).features, image_column, label_column)
+    return Splits(data, columns, records)
+
+
+def single_record(splits: Splits) -> Record | None:
+    """The one record of encrypted splits, None for plain ones. Raises KeyMismatchError for a mix of keys."""
+    if len(splits.records) > 1:
+        ids = ", ".join(record.key_id for record in splits.records)
+        raise KeyMismatchError(f"the dataset mixes images of several keys or configs: {ids}")
+    return splits.records[0] if splits.records else None
+
+
+def _stored_record(name: str) -> Record | None:
+    """The record in `neuracrypt.json` beside a local or published dataset."""
+    if Path(name).exists():
+        folder = Path(name)
+        return Record.from_dict(read_manifest(folder)) if (folder / MANIFEST).exists() else None
+    try:
+        file = Path(hf_hub_download(name, MANIFEST, repo_type="dataset"))
+    except (EntryNotFoundError, RepositoryNotFoundError, HFValidationError):
+        return None  # a plain dataset, or none at all: loading it says so
+    except Exception as error:
+        raise DatasetError(f"cannot reach the Hub for {name}: {str(error).splitlines()[0]}") from None
+    return Record.from_dict(read_manifest(file.parent))
+
+
+class Collator:
+    """Rows of a dataset -> {"pixel_values": float32 (B, 3, S, S) in [-1, 1], "labels": int64 (B,)}.
+
+    Args:
+        columns: where image and label are.
+        size: of the model's input.
+        plain: plain images are brought to `size` exactly as `encrypt` does before it encrypts.
+    """
+
+    def __init__(self, columns: Columns, size: int, plain: bool = False):
+        self.columns, self.size, self.plain = columns, size, plain
+        self.config = EncoderConfig(image_size=size, patch_size=8) if plain else None
+
+    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        pixels = torch.from_numpy(np.stack([self._pixels(row[self.columns.image]) for row in rows]))
+        batch = {"pixel_values": pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)}
+        if self.columns.label is not None:
+            batch["labels"] = torch.tensor([row[self.columns.label] for row in rows])
+        return batch
+
+    def _pixels(self, stored: dict) -> np.ndarray:
+        if self.plain:
+            return images.prepare(stored, self.config)
+        pixels = np.array(PILImage.open(io.BytesIO(stored["bytes"]), formats=["PNG"]))
+        if pixels.shape != (self.size, self.size, 3):
+            raise ImageError(f"an encrypted image of shape {pixels.shape} does not fit a model of {self.size} pixels")
+        return pixels
+
+
+def undecoded(split: Dataset, columns: Columns) -> Dataset:
+    """The split with its images left as bytes, for `Collator` to decode in the loader's workers."""
+    if not isinstance(split.features[columns.image], Image):
+        return split
+    return split.cast_column(columns.image, Image(decode=False))
+
+
+def compute_accuracy(prediction: EvalPrediction) -> dict[str, float]:
+    """For `Trainer`: the share of images whose highest logit is the label's."""
+    return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
+
+
+def load_model(
+    name: str | None, config_name: str | None, label_names: list[str], size: int | None, record: Record | None
+) -> PreTrainedModel:
+    """A stock image classifier with a head for `label_names`, ready for images of `size`.
+
+    Position embeddings are interpolated when `size` is not the one the model was trained at.
+
+    Args:
+        name: folder or Hub id of pre-trained weights; None to start from `config_name` with random weights.
+        config_name: folder or Hub id of a config, by default that of `name`.
+        label_names: in the order of their ids.
+        size: None: the model's own.
+        record: written into the model's config; its patch size must be the model's.
+
+    Raises:
+        NeuraCryptError: it cannot be loaded, or its patches are not those of the encryption.
+    """
+    config = load_model_config(config_name or name)
+    if not hasattr(config, "image_size") or not hasattr(config, "patch_size"):
+        raise NeuraCryptError(f"{config_name or name} is a {config.model_type}, not a Vision Transformer of patches")
+    if record is not None and config.patch_size != record.config.patch_size:
+        raise NeuraCryptError(
+            f"the model has patches of {config.patch_size} pixels, the images were encrypted with "
+            f"{record.config.patch_size}: encrypt with --patch-size {config.patch_size}"
+        )
+    config.num_labels = len(label_names)
+    config.id2label, config.label2id = dict(enumerate(label_names)), {name: i for i, name in enumerate(label_names)}
+    if name is None:
+        config.image_size = size or config.image_size
+        model = AutoModelForImageClassification.from_config(config)
+    else:
+        model = AutoModelForImageClassification.from_pretrained(name, config=config, ignore_mismatched_sizes=True)
+        if size not in (None, config.image_size):
+            _resize_positions(model, size)
+    model.config.neuracrypt = [record.to_dict()] if record else None
+    return model
+
+
+def _resize_positions(model: PreTrainedModel, size: int) -> None:
+    """Interpolate the position embeddings of a ViT, bicubically, to a grid for images of `size` pixels."""
+    embeddings = model.base_model.embeddings
+    old = embeddings.position_embeddings
+    extra = old.shape[1] - embeddings.patch_embeddings.num_patches  # the class token, and a distillation token if any
+    grid, target = int((old.shape[1] - extra) ** 0.5), size // model.config.patch_size
+    patches = old[:, extra:].reshape(1, grid, grid, -1).permute(0, 3, 1, 2)
+    patches = torch.nn.functional.interpolate(patches, (target, target), mode="bicubic", align_corners=False)
+    resized = torch.cat([old[:, :extra], patches.flatten(2).transpose(1, 2)], dim=1)
+    embeddings.position_embeddings = torch.nn.Parameter(resized.detach())
+    embeddings.patch_embeddings.image_size = (size, size)
+    embeddings.patch_embeddings.num_patches = target**2
+    model.config.image_size = size
+
+
+def stock_processor(size: int, plain: bool = False) -> ViTImageProcessor:
+    """What is saved beside the model: encrypted images are taken as they are, never resized."""
+    half = [0.5, 0.5, 0.5]
+    shape = {"height": size, "width": size}
+    return ViTImageProcessor(do_resize=plain, size=shape, resample=2, image_mean=half, image_std=half)
