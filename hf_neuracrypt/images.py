@@ -26,7 +26,7 @@ from hf_neuracrypt.errors import ImageError
 
 # Pillow can open some 40 formats; every decoder more is a way in for a hostile file. These are what cameras, scanners,
 # browsers and image editors write.
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP", "GIF", "PPM")
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
 MAX_PIXELS = 100_000_000
 ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
 SIXTEEN_BIT_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")

@@ -237,13 +237,15 @@ def _read_private(path: str | Path, what: str) -> str:
         raise KeyFileError(f"{what} {path} does not exist") from None
     except OSError as error:
         raise KeyFileError(f"cannot read {what} {path}: {error.strerror}") from None
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(file.fileno())
+    try:
+        status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise KeyFileError(f"{what} {path} is not a regular file")
         if os.name == "posix" and status.st_mode & 0o077:
             raise KeyFileError(f"{what} {path} can be read by others: chmod 600 {path}")
-        content = file.read(MAX_FILE_BYTES + 1)
+        content = os.read(descriptor, MAX_FILE_BYTES + 1)
+    finally:
+        os.close(descriptor)
     if len(content) > MAX_FILE_BYTES:
         raise KeyFileError(f"{what} {path} is larger than {MAX_FILE_BYTES} bytes, so it is no {what}")
     try:

@@ -14,7 +14,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Image, IterableDatasetDic
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
 from PIL import Image as PILImage
-from transformers import AutoModelForImageClassification, EvalPrediction, PreTrainedModel, ViTImageProcessor
+from transformers import AutoModelForImageClassification, EvalPrediction, PreTrainedModel, ViTImageProcessorPil
 
 from hf_neuracrypt import images
 from hf_neuracrypt.configuration import EncoderConfig
@@ -189,8 +189,11 @@ def _resize_positions(model: PreTrainedModel, size: int) -> None:
     model.config.image_size = size
 
 
-def stock_processor(size: int, plain: bool = False) -> ViTImageProcessor:
-    """What is saved beside the model: encrypted images are taken as they are, never resized."""
+def stock_processor(size: int, plain: bool = False) -> ViTImageProcessorPil:
+    """What is saved beside the model: encrypted images are taken as they are, never resized.
+
+    The class without torchvision: it is saved under the plain name `ViTImageProcessor`, which loads everywhere.
+    """
     half = [0.5, 0.5, 0.5]
     shape = {"height": size, "width": size}
-    return ViTImageProcessor(do_resize=plain, size=shape, resample=2, image_mean=half, image_std=half)
+    return ViTImageProcessorPil(do_resize=plain, size=shape, resample=2, image_mean=half, image_std=half)

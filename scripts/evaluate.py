@@ -13,6 +13,10 @@ import sys
 import time
 from pathlib import Path
 
+
+# This file bears the name of the library it uses: its own folder must not be searched first.
+sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
+
 from hf_neuracrypt.errors import DatasetError, KeyMismatchError, one_line_errors
 
 

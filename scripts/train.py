@@ -5,14 +5,15 @@ accelerate launch scripts/train.py --dataset_name encrypted/ \
     --num_train_epochs 3 --per_device_train_batch_size 32 --learning_rate 1e-4
 
 Every flag of transformers' TrainingArguments is understood; one argument ending in .json or .yaml is read as a file of
-flags. `--plain` trains the baseline on plain images, with the same code. An interrupted run continues from its last
-checkpoint when it is started again with `--resume_from_checkpoint last`.
+flags. `--plain` trains the baseline on plain images, with the same code. The same command again continues an interrupted
+run from its last checkpoint.
 """
 
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from hf_neuracrypt.errors import NeuraCryptError, one_line_errors
+from hf_neuracrypt.errors import KeyMismatchError, NeuraCryptError, fail, one_line_errors
 
 
 @dataclass
@@ -35,6 +36,7 @@ class DataArguments:
 
 def main(model_args: ModelArguments, data_args: DataArguments, training_args) -> dict[str, float]:
     """Train, save, evaluate; returns the last metrics."""
+    import torch
     from transformers import Trainer, set_seed
 
     from hf_neuracrypt import training
@@ -46,6 +48,7 @@ def main(model_args: ModelArguments, data_args: DataArguments, training_args) ->
         data_args.dataset_name, data_args.plain, data_args.image_column_name, data_args.label_column_name
     )
     record = training.single_record(splits)
+    checkpoint = find_checkpoint(training_args, record)
     train_split, eval_split = choose_splits(splits, data_args, training_args.seed)
     model = training.load_model(
         model_args.model_name_or_path,
@@ -55,6 +58,7 @@ def main(model_args: ModelArguments, data_args: DataArguments, training_args) ->
         record,
     )
     training_args.remove_unused_columns = False  # the collator picks the columns
+    training_args.dataloader_pin_memory = training_args.dataloader_pin_memory and torch.cuda.is_available()
     trainer = Trainer(
         model=model,
         args=training_args,
@@ -64,7 +68,7 @@ def main(model_args: ModelArguments, data_args: DataArguments, training_args) ->
         processing_class=training.stock_processor(model.config.image_size, data_args.plain),
         compute_metrics=training.compute_accuracy,
     )
-    result = trainer.train(resume_from_checkpoint=find_checkpoint(training_args))
+    result = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     trainer.save_state()
     trainer.log_metrics("train", result.metrics)
@@ -94,13 +98,26 @@ def choose_splits(splits, data_args: DataArguments, seed: int):
     )
 
 
-def find_checkpoint(training_args) -> str | None:
-    """`--resume_from_checkpoint last` is the newest one in the output folder, or none."""
+def find_checkpoint(training_args, record) -> str | None:
+    """Where to continue: the checkpoint asked for, else the newest in the output folder, else none.
+
+    Raises:
+        KeyMismatchError: it was trained on images of another key or config.
+        NeuraCryptError: the output folder holds a model and nothing to continue.
+    """
     from transformers.trainer_utils import get_last_checkpoint
 
-    if training_args.resume_from_checkpoint != "last":
-        return training_args.resume_from_checkpoint
-    return get_last_checkpoint(training_args.output_dir)
+    from hf_neuracrypt.prediction import load_model_config, model_records
+
+    output = Path(training_args.output_dir)
+    checkpoint = training_args.resume_from_checkpoint
+    if checkpoint is None and output.is_dir():
+        checkpoint = get_last_checkpoint(str(output))
+        if checkpoint is None and (output / "model.safetensors").exists():
+            raise NeuraCryptError(f"{output} already holds a model: choose another --output_dir")
+    if checkpoint is not None and model_records(load_model_config(checkpoint)) != ([record] if record else []):
+        raise KeyMismatchError(f"{checkpoint} was trained on images of another key or config: it cannot be continued")
+    return checkpoint
 
 
 def parse(arguments: list[str]) -> tuple:
@@ -108,12 +125,16 @@ def parse(arguments: list[str]) -> tuple:
     from transformers import HfArgumentParser, TrainingArguments
 
     parser = HfArgumentParser((ModelArguments, DataArguments, TrainingArguments), description=__doc__)
-    if len(arguments) == 1 and arguments[0].endswith(".json"):
-        parsed = parser.parse_json_file(arguments[0])
-    elif len(arguments) == 1 and arguments[0].endswith((".yaml", ".yml")):
-        parsed = parser.parse_yaml_file(arguments[0])
-    else:
-        parsed = parser.parse_args_into_dataclasses(arguments)
+    parser.error = lambda message: fail(f"{message} (see --help)", 2)
+    try:
+        if len(arguments) == 1 and arguments[0].endswith(".json"):
+            parsed = parser.parse_json_file(arguments[0])
+        elif len(arguments) == 1 and arguments[0].endswith((".yaml", ".yml")):
+            parsed = parser.parse_yaml_file(arguments[0])
+        else:
+            parsed = parser.parse_args_into_dataclasses(arguments)
+    except ValueError as error:
+        raise NeuraCryptError(f"{error} (see --help)") from None
     for name in ("dataset_name", "output_dir"):
         if not any(getattr(part, name, None) for part in parsed):
             raise NeuraCryptError(f"--{name} is missing")

@@ -1,0 +1,117 @@
+"""Fixtures: test keys (insecure on purpose), images made in code, tiny models. No test needs the network or a GPU."""
+
+import os
+
+
+# Before any Hugging Face library is imported: nothing is fetched, nothing is phoned home.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
+
+from hf_neuracrypt.configuration import EncoderConfig
+from hf_neuracrypt.encoders import load_encoder
+from hf_neuracrypt.keys import SecretKey
+
+
+ROOT = Path(__file__).parent.parent
+GOLDEN = Path(__file__).parent / "golden"
+SMALL = EncoderConfig(image_size=32, patch_size=8, depth=2, width=64)
+TINY_VIT = {
+    "model_type": "vit", "architectures": ["ViTForImageClassification"], "image_size": 32, "patch_size": 8,
+    "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory):
+    """Nothing of the suite lands in, or comes from, the user's cache."""
+    import datasets.config
+
+    datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets-cache")
+
+
+@pytest.fixture(scope="session")
+def insecure_key() -> SecretKey:
+    """A key everybody knows."""
+    return SecretKey(bytes(range(32)))
+
+
+@pytest.fixture
+def key_file(tmp_path) -> Path:
+    """A key file of its own for a test; its key can be sent to workers."""
+    SecretKey.generate().save(tmp_path / "test.key")
+    return tmp_path / "test.key"
+
+
+@pytest.fixture(scope="session")
+def small_encoder(insecure_key):
+    return load_encoder(SMALL, insecure_key)
+
+
+def make_images(count: int, size: int, seed: int = 0) -> np.ndarray:
+    """(count, size, size, 3) uint8 with structure and full range."""
+    generator = np.random.default_rng(seed)
+    coarse = generator.integers(0, 256, (count, 4, 4, 3))
+    fine = generator.integers(-30, 31, (count, size, size, 3))
+    return np.clip(coarse.repeat(size // 4, 1).repeat(size // 4, 2) + fine, 0, 255).astype(np.uint8)
+
+
+def make_dataset(rows: int = 10, size: int = 20, seed: int = 0) -> Dataset:
+    """Plain images of three classes, easy to tell apart, under CIFAR's column names."""
+    labels = [index % 3 for index in range(rows)]
+    images = make_images(rows, size, seed) // 2 + np.array(labels, np.uint8)[:, None, None, None] * 60
+    features = Features({"img": Image(), "label": ClassLabel(names=["cat", "dog", "horse"])})
+    return Dataset.from_dict({"img": list(images), "label": labels}, features=features)
+
+
+@pytest.fixture
+def plain_folder(tmp_path) -> Path:
+    """A `save_to_disk` folder with two splits."""
+    DatasetDict({"train": make_dataset(24), "test": make_dataset(9, seed=1)}).save_to_disk(str(tmp_path / "plain"))
+    return tmp_path / "plain"
+
+
+@pytest.fixture
+def vit_config(tmp_path) -> Path:
+    """A folder with the config of a tiny ViT."""
+    (tmp_path / "tiny-vit").mkdir()
+    (tmp_path / "tiny-vit" / "config.json").write_text(json.dumps(TINY_VIT))
+    return tmp_path / "tiny-vit"
+
+
+def batch(images: np.ndarray) -> torch.Tensor:
+    """(B, S, S, 3) -> (B, 3, S, S)."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2)
+
+
+def command(*words: object, stdin: str | None = None, **environment: str) -> subprocess.CompletedProcess:
+    """Run `hf-neuracrypt …`, or `python scripts/….py …`, as a user does."""
+    first = str(words[0])
+    program = (
+        [sys.executable, str(ROOT / first)]
+        if first.endswith(".py")
+        else [sys.executable, "-m", "hf_neuracrypt.cli", first]
+    )
+    return subprocess.run(
+        [*program, *map(str, words[1:])], capture_output=True, text=True, input=stdin, timeout=300,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+    )  # fmt: skip
+
+
+def assert_one_line_error(result: subprocess.CompletedProcess, *fragments: str) -> None:
+    """Status is not 0, and stderr ends in one line that says what is wrong, without a traceback."""
+    assert result.returncode not in (0, 1), result.stderr
+    assert "Traceback" not in result.stderr
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, result.stderr
+    for fragment in fragments:
+        assert fragment in errors[0], errors[0]

@@ -1,0 +1,231 @@
+"""Key files, derivation vectors, and that a key never shows."""
+
+import base64
+import copy
+import hashlib
+import hmac
+import json
+import os
+import pickle
+import stat
+
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
+
+from hf_neuracrypt import keys
+from hf_neuracrypt.errors import KeyFileError, NeuraCryptError
+from hf_neuracrypt.keys import SecretKey
+from tests.conftest import GOLDEN
+
+
+FILES = GOLDEN / "keys"
+VECTORS = json.loads((GOLDEN / "derivation.json").read_text())
+
+
+def private_copy(name: str, tmp_path):
+    """Git does not keep file modes, so each vector is copied to a private file."""
+    path = tmp_path / "copy.key"
+    path.write_bytes((FILES / name).read_bytes())
+    path.chmod(0o600)
+    return path
+
+
+def hkdf(secret: bytes, info: bytes, length: int) -> bytes:
+    """RFC 5869 with an empty salt, written out."""
+    extracted = hmac.new(bytes(32), secret, hashlib.sha256).digest()
+    okm = previous = b""
+    for counter in range(1, -(-length // 32) + 1):
+        previous = hmac.new(extracted, previous + info + bytes([counter]), hashlib.sha256).digest()
+        okm += previous
+    return okm[:length]
+
+
+# ---------------------------------------------------------------------------------------------------------- derivation
+
+
+@pytest.mark.parametrize("vector", VECTORS["key_ids"], ids=lambda vector: vector["key"][:8])
+def test_key_id_vectors(vector):
+    secret = bytes.fromhex(vector["key"])
+    assert SecretKey(secret).id == vector["id"]
+    assert vector["id"] == "nck1-" + hkdf(secret, b"hf-neuracrypt/v1/key-id", 16).hex()
+
+
+@pytest.mark.parametrize("vector", VECTORS["integers"], ids=lambda vector: f"{vector['purpose']}-{vector['bits']}")
+def test_integer_vectors(vector):
+    key = SecretKey(bytes.fromhex(vector["key"]))
+    values = key.integers(vector["public"], vector["purpose"], (1000,), vector["bits"])
+    assert values.dtype == np.int8
+    assert values[:16].tolist() == vector["first"]
+    assert hashlib.sha256(values.tobytes()).hexdigest() == vector["sha256_of_1000"]
+
+
+@pytest.mark.parametrize("vector", VECTORS["permutations"], ids=lambda vector: str(vector["size"]))
+def test_permutation_vectors(vector):
+    key = SecretKey(bytes.fromhex(vector["key"]))
+    assert key.permutation(vector["public"], "labels", vector["size"]) == vector["permutation"]
+
+
+@pytest.mark.parametrize("bits", [8, 7, 6, 5])
+def test_integers_follow_the_written_rule(bits, insecure_key):
+    subkey = hkdf(bytes(range(32)), b"hf-neuracrypt/v1/integers/some/purpose/{}", 32)
+    stream = Cipher(ChaCha20(subkey, bytes(16)), None).encryptor().update(bytes(5000))
+    expected = []
+    for byte in stream:
+        value = byte & ((1 << bits) - 1)
+        value -= (1 << bits) if value >= 1 << (bits - 1) else 0
+        if value != -(1 << (bits - 1)):
+            expected.append(value)
+    assert insecure_key.integers("{}", "some/purpose", (30, 20), bits).ravel().tolist() == expected[:600]
+
+
+def test_integers_are_uniform_and_purposes_unrelated(insecure_key):
+    values = insecure_key.integers("{}", "a", (254_000,), 8)
+    counts = np.bincount(values.astype(int) + 127, minlength=255)
+    assert counts.min() > 800 and counts.max() < 1200
+    other = insecure_key.integers("{}", "b", (254_000,), 8)
+    assert (values == other).mean() < 0.01
+    assert abs(np.corrcoef(values, other)[0, 1]) < 0.01
+
+
+def test_sealed_text_opens_with_the_key_only(insecure_key):
+    sealed = insecure_key.seal("melanoma", "label names")
+    assert insecure_key.unseal(sealed, "label names") == "melanoma"
+    assert insecure_key.seal("melanoma", "label names") == sealed
+    assert len(sealed) == len(insecure_key.seal("x" * 900, "label names"))
+    damaged = base64.b64encode(bytes([base64.b64decode(sealed)[0] ^ 1]) + base64.b64decode(sealed)[1:]).decode()
+    for wrong in (lambda: SecretKey.generate().unseal(sealed, "label names"),
+                  lambda: insecure_key.unseal(sealed, "other"),
+                  lambda: insecure_key.unseal(damaged, "label names"),
+                  lambda: insecure_key.unseal("not base64!", "label names")):  # fmt: skip
+        with pytest.raises(NeuraCryptError, match="sealed"):
+            wrong()
+
+
+# ---------------------------------------------------------------------------------------------------------- files
+
+
+def test_save_and_load(tmp_path):
+    key = SecretKey.generate()
+    path = tmp_path / "a.key"
+    key.save(path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert SecretKey.load(path) == key
+    assert key.id in path.read_text()
+
+
+def test_save_never_overwrites(tmp_path):
+    path = tmp_path / "a.key"
+    path.write_text("precious")
+    with pytest.raises(KeyFileError, match="never overwritten"):
+        SecretKey.generate().save(path)
+    assert path.read_text() == "precious"
+    (tmp_path / "link.key").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(KeyFileError):
+        SecretKey.generate().save(tmp_path / "link.key")
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_passphrase(tmp_path, monkeypatch):
+    monkeypatch.setattr(keys, "WORK_FACTOR", 10)
+    key, path = SecretKey.generate(), tmp_path / "a.key"
+    key.save(path, passphrase="correct horse")
+    assert base64.b32encode(key._secret).decode()[:20] not in path.read_text()
+    assert SecretKey.is_locked(path)
+    assert SecretKey.load(path, passphrase="correct horse") == key
+    with pytest.raises(KeyFileError, match="wrong passphrase"):
+        SecretKey.load(path, passphrase="wrong horse")
+    with pytest.raises(KeyFileError, match="locked"):
+        SecretKey.load(path)
+    with pytest.raises(KeyFileError, match="empty"):
+        key.save(tmp_path / "b.key", passphrase="")
+
+
+@pytest.mark.parametrize("case", json.loads((FILES / "cases.json").read_text()), ids=lambda case: case["file"])
+def test_key_file_vectors(case, tmp_path):
+    """One file for each way a key file can be wrong, or odd but right."""
+    path = private_copy(case["file"], tmp_path)
+    passphrase = case.get("passphrase")
+    if "error" in case:
+        with pytest.raises(KeyFileError, match=case["error"]) as caught:
+            SecretKey.load(path, passphrase=passphrase)
+        assert "\n" not in str(caught.value)
+        assert "AAAQEAYE" not in str(caught.value)  # how the test key starts in base32
+    else:
+        assert SecretKey.load(path, passphrase=passphrase).id == case["id"]
+
+
+def test_refuses_what_is_no_private_file(tmp_path):
+    SecretKey.generate().save(tmp_path / "a.key")
+    for mode in (0o640, 0o604, 0o660):
+        os.chmod(tmp_path / "a.key", mode)
+        with pytest.raises(KeyFileError, match="chmod 600"):
+            SecretKey.load(tmp_path / "a.key")
+    with pytest.raises(KeyFileError, match="does not exist"):
+        SecretKey.load(tmp_path / "none.key")
+    with pytest.raises(KeyFileError, match="directory|regular"):
+        SecretKey.load(tmp_path)
+    os.mkfifo(tmp_path / "pipe", 0o600)
+    with pytest.raises(KeyFileError, match="regular"):
+        SecretKey.load(tmp_path / "pipe")
+    (tmp_path / "huge.key").write_bytes(b"#" * 5000)
+    (tmp_path / "huge.key").chmod(0o600)
+    with pytest.raises(KeyFileError, match="larger"):
+        SecretKey.load(tmp_path / "huge.key")
+
+
+@pytest.mark.parametrize("secret", [b"short", bytes(33), 7, "0" * 32, None])
+def test_only_32_bytes_make_a_key(secret):
+    with pytest.raises(NeuraCryptError, match="32 bytes"):
+        SecretKey(secret)
+
+
+# ---------------------------------------------------------------------------------------------------------- never leaks
+
+
+def leaks(key: SecretKey, text: bytes) -> bool:
+    secret = key._secret
+    forms = (
+        secret,
+        secret.hex().encode(),
+        base64.b64encode(secret)[:40],
+        base64.b32encode(secret)[:48],
+        repr(secret).encode(),
+    )
+    return any(form in text for form in forms)
+
+
+def test_key_is_not_shown(tmp_path):
+    key = SecretKey.generate()
+    assert leaks(key, key._secret)  # the check itself works
+    for text in (repr(key), str(key), f"{key}", f"{[key]}", repr({"key": key})):
+        assert not leaks(key, text.encode()) and key.id in text
+    assert not hasattr(key, "__dict__")
+    assert copy.deepcopy(key) is key and copy.copy(key) is key
+
+
+def test_pickle_holds_a_reference_to_the_file(tmp_path):
+    key = SecretKey.generate()
+    with pytest.raises(TypeError, match="never pickled"):
+        pickle.dumps(key)
+    key.save(tmp_path / "a.key")
+    loaded = SecretKey.load(tmp_path / "a.key")
+    pickled = pickle.dumps(loaded)
+    assert not leaks(key, pickled)
+    assert pickle.loads(pickled) == key
+    os.remove(tmp_path / "a.key")
+    SecretKey.generate().save(tmp_path / "a.key")
+    with pytest.raises(KeyFileError, match="changed while"):
+        pickle.loads(pickled)
+
+
+def test_a_typed_passphrase_does_not_travel(tmp_path, monkeypatch):
+    monkeypatch.setattr(keys, "WORK_FACTOR", 10)
+    SecretKey.generate().save(tmp_path / "a.key", passphrase="words")
+    with pytest.raises(TypeError, match="never pickled"):
+        pickle.dumps(SecretKey.load(tmp_path / "a.key", passphrase="words"))
+    (tmp_path / "words").write_text("words\n")
+    (tmp_path / "words").chmod(0o600)
+    key = SecretKey.load(tmp_path / "a.key", passphrase_file=tmp_path / "words")
+    assert pickle.loads(pickle.dumps(key)) == key
