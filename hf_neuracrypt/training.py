@@ -4,6 +4,7 @@ Nothing here holds a key. Ciphertext is never resized, cropped, flipped or norma
 grey levels to [-1, 1], which is what the stock `ViTImageProcessor` saved beside the model does.
 """
 
+import copy
 import io
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,24 +170,25 @@ def load_model(
     else:
         model = AutoModelForImageClassification.from_pretrained(name, config=config, ignore_mismatched_sizes=True)
         if size not in (None, config.image_size):
-            _resize_positions(model, size)
+            model = _at_size(model, size)
     model.config.neuracrypt = [record.to_dict()] if record else None
     return model
 
 
-def _resize_positions(model: PreTrainedModel, size: int) -> None:
-    """Interpolate the position embeddings of a ViT, bicubically, to a grid for images of `size` pixels."""
-    embeddings = model.base_model.embeddings
-    old = embeddings.position_embeddings
-    extra = old.shape[1] - embeddings.patch_embeddings.num_patches  # the class token, and a distillation token if any
-    grid, target = int((old.shape[1] - extra) ** 0.5), size // model.config.patch_size
+def _at_size(model: PreTrainedModel, size: int) -> PreTrainedModel:
+    """The same weights in a model for images of `size` pixels, the grid of position embeddings interpolated bicubically."""
+    config = copy.deepcopy(model.config)
+    config.image_size = size
+    resized = type(model)(config)
+    weights, name = model.state_dict(), f"{model.base_model_prefix}.embeddings.position_embeddings"
+    old, target = weights[name], size // config.patch_size
+    grid = model.config.image_size // config.patch_size
+    extra = old.shape[1] - grid**2  # the class token, and a distillation token if there is one
     patches = old[:, extra:].reshape(1, grid, grid, -1).permute(0, 3, 1, 2)
     patches = torch.nn.functional.interpolate(patches, (target, target), mode="bicubic", align_corners=False)
-    resized = torch.cat([old[:, :extra], patches.flatten(2).transpose(1, 2)], dim=1)
-    embeddings.position_embeddings = torch.nn.Parameter(resized.detach())
-    embeddings.patch_embeddings.image_size = (size, size)
-    embeddings.patch_embeddings.num_patches = target**2
-    model.config.image_size = size
+    weights[name] = torch.cat([old[:, :extra], patches.flatten(2).transpose(1, 2)], dim=1)
+    resized.load_state_dict(weights)
+    return resized
 
 
 def stock_processor(size: int, plain: bool = False) -> ViTImageProcessorPil:
