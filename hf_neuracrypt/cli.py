@@ -77,7 +77,6 @@ def encrypt(
     width: Annotated[int, typer.Option(help="Channels of the hidden layers.")] = 768,
     background: Annotated[str, typer.Option(help="Colour behind transparent pixels.")] = "#ffffff",
     shard_size: Annotated[int, typer.Option(min=1, help="Size of a shard file, in MB.")] = 500,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images encrypted at a time. No effect on the result.")] = 64,
     device: Annotated[str, typer.Option(help="cpu or cuda. No effect on the result.")] = "cpu",
 ) -> None:
     """Encrypt a dataset, e.g. `hf-neuracrypt encrypt --dataset photos/ --key-file hospital.key --output encrypted/`.
@@ -104,7 +103,7 @@ def encrypt(
         splits = {name: split.select(range(min(max_rows, len(split)))) for name, split in splits.items()}
     encoder = load_encoder(config, key, device=device)
     plan = make_plan(splits, encoder, image_column, label_column, keep_column or (), hide_labels)
-    store.write(splits, plan, output, shard_bytes=shard_size * 1_000_000, batch_size=batch_size)
+    store.write(splits, plan, output, shard_bytes=shard_size * 1_000_000)
     rows = sum(len(split) for split in splits.values())
     _note(f"Encrypted {rows:,} images with {key.id} into {output}.")
 

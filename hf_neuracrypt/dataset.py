@@ -187,12 +187,16 @@ class Plan:
         source = split.with_format(None).select_columns(
             [name for name in (self.columns.image, self.columns.label, *self.columns.kept) if name]
         )
-        if isinstance(split.features[self.columns.image], Image):
+        if split.features is not None and isinstance(split.features[self.columns.image], Image):
             source = source.cast_column(self.columns.image, Image(decode=False))
+        lazy = isinstance(split, IterableDataset)
         encrypted = source.map(
             EncryptRows(self.encoder, self.columns, self.labels, first_row),
-            batched=True, with_indices=True, remove_columns=source.column_names, features=self.features, **options,
+            batched=True, with_indices=True, remove_columns=source.column_names,
+            features=None if lazy else self.features, **options,
         )  # fmt: skip
+        if lazy:  # a stream decodes images that a cast declares, not those that `map` declares
+            encrypted = encrypted.cast(self.features)
         _replace_info(encrypted.info, DatasetInfo(description=self.record.to_json(), features=self.features))
         return encrypted
 

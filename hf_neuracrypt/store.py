@@ -23,6 +23,7 @@ from pathlib import Path
 
 from datasets import Dataset
 from datasets import config as datasets_config
+from datasets.arrow_writer import ArrowWriter
 from filelock import FileLock, Timeout
 
 from hf_neuracrypt.dataset import WRITER_BATCH_SIZE, Plan, Record
@@ -31,6 +32,8 @@ from hf_neuracrypt.errors import ConfigError, DatasetError
 
 MANIFEST = "neuracrypt.json"
 UNFINISHED = ".unfinished"
+# A record batch of the Arrow file holds what was encrypted at once: part of the bytes, so not a user's choice.
+BATCH_SIZE = 64
 JOB = "job.json"  # a folder is unfinished as long as it has this file
 SHARD_BYTES = 500_000_000
 MAX_MANIFEST_BYTES = 64_000_000
@@ -51,9 +54,7 @@ class Shard:
         return f"{self.split}/data-{self.index:05d}-of-{self.count:05d}.arrow"
 
 
-def write(
-    splits: dict[str, Dataset], plan: Plan, output: str | Path, shard_bytes: int = SHARD_BYTES, batch_size: int = 64
-):
+def write(splits: dict[str, Dataset], plan: Plan, output: str | Path, shard_bytes: int = SHARD_BYTES):
     """Encrypt `splits` into the folder `output`, or finish what an interrupted call with the same arguments left there.
 
     Args:
@@ -61,7 +62,6 @@ def write(
         plan: from `dataset.make_plan`.
         output: a new or empty folder, or an unfinished one of the same job.
         shard_bytes: about how large a shard becomes.
-        batch_size: rows encrypted at a time.
 
     Raises:
         DatasetError: the folder holds something else, another job writes to it, or a row cannot be encrypted.
@@ -81,7 +81,7 @@ def write(
         for shard in shards:
             note = output / UNFINISHED / f"{shard.file.replace('/', '-')}.json"
             if not (note.exists() and (output / shard.file).exists()):
-                _write_shard(splits[shard.split], shard, plan, output, note, batch_size)
+                _write_shard(splits[shard.split], shard, plan, output, note)
             notes.append(json.loads(note.read_text()))
         _finish(output, plan, job, notes)
         _clean(output)
@@ -171,22 +171,20 @@ def _exclusive(output: Path) -> AbstractContextManager:
         ) from None
 
 
-def _write_shard(split: Dataset, shard: Shard, plan: Plan, output: Path, note: Path, batch_size: int) -> None:
+def _write_shard(split: Dataset, shard: Shard, plan: Plan, output: Path, note: Path) -> None:
     scratch = output / UNFINISHED / "scratch"
     shutil.rmtree(scratch, ignore_errors=True)  # what a killed job was writing
     scratch.mkdir()
     (output / shard.split).mkdir(exist_ok=True)
     temporary = scratch / "shard.arrow"
     plan.apply(
-        split.select(range(shard.start, shard.start + shard.rows)), first_row=shard.start, batch_size=batch_size,
+        split.select(range(shard.start, shard.start + shard.rows)), first_row=shard.start, batch_size=BATCH_SIZE,
         cache_file_name=str(temporary), load_from_cache_file=False, writer_batch_size=WRITER_BATCH_SIZE,
         new_fingerprint=plan.fingerprint(f"{split._fingerprint} {shard.file}"),
         desc=f"Encrypting {shard.split} {shard.index + 1}/{shard.count}",
     )  # fmt: skip
     if not temporary.exists():  # `map` writes no file for no rows
-        empty = Dataset.from_dict({name: [] for name in plan.features}, features=plan.features)
-        empty.save_to_disk(str(scratch / "empty"))
-        (scratch / "empty" / "data-00000-of-00001.arrow").rename(temporary)
+        ArrowWriter(features=plan.features, path=str(temporary)).finalize()
     _sync(temporary)
     entry = {"file": shard.file, "rows": shard.rows, "sha256": _sha256(temporary)}
     os.replace(temporary, output / shard.file)
