@@ -27,12 +27,13 @@ PassphraseFile = Annotated[
 @app.command()
 def keygen(
     path: Annotated[Path, typer.Argument(help="The new key file. It is never overwritten.")],
-    passphrase: Annotated[
-        bool, typer.Option("--passphrase", help="Lock the file with a passphrase you type.")
-    ] = False,
+    passphrase: Annotated[bool, typer.Option("--passphrase", help="Lock the file with a passphrase you type.")] = False,
     passphrase_file: Annotated[Path | None, typer.Option(help="Lock it with the first line of this file.")] = None,
 ) -> None:
-    """Make a secret key, e.g. `hf-neuracrypt keygen hospital.key`. Prints its public id."""
+    """Make a secret key and print its public id.
+
+    Example: hf-neuracrypt keygen hospital.key
+    """
     from hf_neuracrypt.keys import SecretKey, read_passphrase
 
     words = None
@@ -50,7 +51,10 @@ def keygen(
 def key_id(
     key_file: Annotated[Path, typer.Argument(help="A key file.")], passphrase_file: PassphraseFile = None
 ) -> None:
-    """Print the public id of a key, e.g. `hf-neuracrypt key-id hospital.key`."""
+    """Print the public id of a key.
+
+    Example: hf-neuracrypt key-id hospital.key
+    """
     typer.echo(_load_key(key_file, passphrase_file).id)
 
 
@@ -64,9 +68,7 @@ def encrypt(
     passphrase_file: PassphraseFile = None,
     image_column: Annotated[str | None, typer.Option(help="Default: image, img or pixel_values.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Default: label, labels or fine_label.")] = None,
-    keep_column: Annotated[
-        list[str] | None, typer.Option(help="Also store this column, in clear. Repeatable.")
-    ] = None,
+    keep_column: Annotated[list[str] | None, typer.Option(help="Also store this column, in clear. Repeatable.")] = None,
     hide_labels: Annotated[
         bool, typer.Option("--hide-labels", help="Neutral class names, permuted by the key.")
     ] = False,
@@ -79,9 +81,11 @@ def encrypt(
     shard_size: Annotated[int, typer.Option(min=1, help="Size of a shard file, in MB.")] = 500,
     device: Annotated[str, typer.Option(help="cpu or cuda. No effect on the result.")] = "cpu",
 ) -> None:
-    """Encrypt a dataset, e.g. `hf-neuracrypt encrypt --dataset photos/ --key-file hospital.key --output encrypted/`.
+    """Encrypt a dataset into a new folder.
 
     Stopped half-way, the same command continues; the result does not depend on the interruption.
+
+    Example: hf-neuracrypt encrypt --dataset photos/ --key-file hospital.key --output encrypted/
     """
     from hf_neuracrypt.configuration import EncoderConfig
 
@@ -110,7 +114,10 @@ def encrypt(
 
 @app.command()
 def verify(folder: Annotated[Path, typer.Argument(help="A folder written by `encrypt`.")]) -> None:
-    """Re-hash every file of an encrypted dataset, e.g. `hf-neuracrypt verify encrypted/`."""
+    """Re-hash every file of an encrypted dataset and name those that changed.
+
+    Example: hf-neuracrypt verify encrypted/
+    """
     from hf_neuracrypt import store
 
     damaged = 0
@@ -132,7 +139,10 @@ def predict(
     top_k: Annotated[int, typer.Option(min=1, help="Labels for each image.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
-    """Encrypt images here and classify them, e.g. `hf-neuracrypt predict --model model/ --key-file hospital.key photo.jpg`."""
+    """Encrypt images on this machine and classify the ciphertexts.
+
+    Example: hf-neuracrypt predict --model model/ --key-file hospital.key photo.jpg
+    """
     key = _load_key(key_file, passphrase_file)
 
     from transformers.utils import logging

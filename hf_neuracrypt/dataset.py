@@ -1,10 +1,10 @@
-"""`encrypt_dataset`: the `datasets.map` step from plain images to encrypted ones, and the public record that goes along.
+"""`encrypt_dataset`: the `datasets.map` step from plain images to encrypted ones, and the public record beside it.
 
 Notable decisions
 - Columns are an allow-list: `image`, `label`, and what the caller names. Nothing else of the source survives: no file
   name, no path (`{"bytes": …, "path": None}`), no builder info.
-- The fingerprint is given, not computed: sha256(source fingerprint, config, key id, options). Hashing the function would
-  put the key into it.
+- The fingerprint is given, not computed: sha256(source fingerprint, config, key id, options). Hashing the function
+  would put the key into it.
 - What is public about an encryption (algorithm, config, key id, sealed label names) is one JSON line, the *record*. It
   travels in `dataset.info.description`, survives `concatenate_datasets` (one line an owner), and is written to
   `neuracrypt.json` and to a model's `config.json`.
@@ -101,9 +101,7 @@ def find_columns(features: Features, image: str | None, label: str | None, kept:
             raise DatasetError(f"there is no column {name!r}: {found}")
     image = image or next((name for name in IMAGE_COLUMNS if name in features), None)
     if image is None:
-        raise DatasetError(
-            f"none of the columns {', '.join(IMAGE_COLUMNS)} is there: {found}; name it: --image-column"
-        )
+        raise DatasetError(f"none of the columns {', '.join(IMAGE_COLUMNS)} is there: {found}; name it: --image-column")
     label = label or next((name for name in LABEL_COLUMNS if name in features), None)
     for name in kept:
         if isinstance(features[name], Image):

@@ -6,8 +6,8 @@ Notable decisions
   hid under alpha would otherwise be encrypted, and come back out of a known-plaintext attack); animations and
   multi-page files give their first frame.
 - Plain images are resized once, before encryption, by the config's method.
-- The PNG writer stores the pixels uncompressed (ciphertext does not compress) in blocks laid out here, so a file's bytes
-  depend on the ciphertext alone, not on a version of Pillow or zlib.
+- The PNG writer stores the pixels uncompressed (ciphertext does not compress) in blocks laid out here, so a file's
+  bytes depend on the ciphertext alone, not on a version of Pillow or zlib.
 """
 
 import io
@@ -68,7 +68,7 @@ def to_rgb(image: Image.Image, background: str = "#ffffff") -> Image.Image:
 
 
 def to_png(image: np.ndarray) -> bytes:
-    """uint8 RGB (H, W, 3) -> the bytes of a PNG file, pixels stored uncompressed; no other chunk than IHDR, IDAT, IEND."""
+    """uint8 RGB (H, W, 3) -> a PNG file, pixels stored uncompressed; no chunk but IHDR, IDAT and IEND."""
     height, width = image.shape[:2]
     rows = np.zeros((height, 1 + 3 * width), np.uint8)  # each row starts with its filter type, 0: none
     rows[:, 1:] = image.reshape(height, 3 * width)

@@ -1,4 +1,4 @@
-"""The secret key: 32 bytes from the operating system, kept in a small text file, and everything that is derived from it.
+"""The secret key: 32 bytes from the operating system, kept in a small text file, and all that is derived from it.
 
 Notable decisions
 - A key is never a seed or a passphrase: torch keeps 32 bits of a seed on CPU, people choose worse. A passphrase only
@@ -58,9 +58,7 @@ class SecretKey:
 
     def __init__(self, secret: bytes, _source: tuple[str, str | None] | None = None):
         if not isinstance(secret, bytes) or len(secret) != KEY_BYTES:
-            raise NeuraCryptError(
-                f"a secret key is {KEY_BYTES} bytes of the system's randomness: SecretKey.generate()"
-            )
+            raise NeuraCryptError(f"a secret key is {KEY_BYTES} bytes of the system's randomness: SecretKey.generate()")
         self._secret = secret
         self._source = _source
         self.id: str = KEY_ID_PREFIX + self._derive(b"key-id", 16).hex()
@@ -164,7 +162,7 @@ class SecretKey:
         return np.concatenate(parts)[:count].reshape(shape) if parts else np.zeros(shape, np.int8)
 
     def permutation(self, public: str, purpose: str, size: int) -> list[int]:
-        """A keyed permutation of range(size): Fisher-Yates on 64-bit little-endian keystream words, top words rejected."""
+        """A keyed permutation of range(size): Fisher-Yates on 64-bit little-endian words of the keystream."""
         subkey = self._derive(f"permutation/{purpose}/{public}".encode(), 32)
         keystream = Cipher(ChaCha20(subkey, bytes(16)), mode=None).encryptor()
         order = list(range(size))
@@ -261,9 +259,7 @@ def _parse(text: str, path: str | Path) -> tuple[str, bytes]:
     if not lines:
         raise KeyFileError(f"{path} holds no key: it is empty")
     if len(lines) > 1:
-        raise KeyFileError(
-            f"{path} must hold one key and nothing else, but has {len(lines)} lines that are no comment"
-        )
+        raise KeyFileError(f"{path} must hold one key and nothing else, but has {len(lines)} lines that are no comment")
     for prefix, size in ((PLAIN_PREFIX, KEY_BYTES), (WRAPPED_PREFIX, 1 + SALT_BYTES + NONCE_BYTES + KEY_BYTES + 16)):
         if lines[0].startswith(prefix):
             return prefix, _decode(prefix, lines[0], size, path)

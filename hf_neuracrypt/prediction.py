@@ -46,9 +46,7 @@ def matching_record(records: Sequence[Record], key_id: str, what: str) -> Record
     raise KeyMismatchError(f"{what} was trained under the key {known}; this key is {key_id}")
 
 
-def encrypt_images(
-    images: Sequence[object], record: Record, key: SecretKey, names: Sequence[str]
-) -> list[Image.Image]:
+def encrypt_images(images: Sequence[object], record: Record, key: SecretKey, names: Sequence[str]) -> list[Image.Image]:
     """Encrypt a few images as `record` says: PIL images that the stock pipeline takes.
 
     Raises:

@@ -1,13 +1,13 @@
-"""An encrypted dataset on disk: the layout of `save_to_disk`, written shard by shard so that nothing is ever half there.
+"""An encrypted dataset on disk: the layout of `save_to_disk`, written shard by shard so that nothing is half there.
 
     FOLDER/neuracrypt.json                  manifest: record, rows and sha256 of every shard; written last
     FOLDER/dataset_dict.json                the splits; written just before, so an unfinished folder does not load
     FOLDER/train/data-00000-of-00003.arrow  a shard: one `datasets.map`, written once, then fsync, then rename
     FOLDER/train/dataset_info.json, state.json
-    FOLDER/.unfinished/                     while a job runs: its plan, a note for each finished shard, and files being written
+    FOLDER/.unfinished/                     while a job runs: what it is, notes on finished shards, scratch
 
 Notable decisions
-- The number of shards follows from the data, never from the number of workers; a shard that has its final name is whole.
+- The number of shards follows from the data, never from the number of workers; a shard with its final name is whole.
 - The same command again keeps finished shards and makes the missing ones. Bytes do not depend on the interruption.
 - A job with another key, config or source in the same folder is an error that names what differs.
 """
@@ -103,9 +103,7 @@ def read_manifest(folder: str | Path) -> dict:
     """
     folder = Path(folder)
     if (folder / UNFINISHED / JOB).exists():
-        raise DatasetError(
-            f"{folder} is unfinished: run the same `hf-neuracrypt encrypt` command again to complete it"
-        )
+        raise DatasetError(f"{folder} is unfinished: run the same `hf-neuracrypt encrypt` command again to complete it")
     try:
         if (folder / MANIFEST).stat().st_size > MAX_MANIFEST_BYTES:
             raise DatasetError(f"{folder / MANIFEST} is larger than any manifest")

@@ -1,4 +1,4 @@
-"""What `Trainer` needs to learn from encrypted images: the data with its records, a collator, accuracy, the stock model.
+"""What `Trainer` needs to learn from encrypted images: data with its records, a collator, accuracy, the stock model.
 
 Nothing here holds a key. Ciphertext is never resized, cropped, flipped or normalised per image: the collator only maps
 grey levels to [-1, 1], which is what the stock `ViTImageProcessor` saved beside the model does.
@@ -176,7 +176,7 @@ def load_model(
 
 
 def _at_size(model: PreTrainedModel, size: int) -> PreTrainedModel:
-    """The same weights in a model for images of `size` pixels, the grid of position embeddings interpolated bicubically."""
+    """The same weights in a model for images of `size` pixels, the grid of position embeddings interpolated."""
     config = copy.deepcopy(model.config)
     config.image_size = size
     resized = type(model)(config)

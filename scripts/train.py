@@ -5,8 +5,8 @@ accelerate launch scripts/train.py --dataset_name encrypted/ \
     --num_train_epochs 3 --per_device_train_batch_size 32 --learning_rate 1e-4
 
 Every flag of transformers' TrainingArguments is understood; one argument ending in .json or .yaml is read as a file of
-flags. `--plain` trains the baseline on plain images, with the same code. The same command again continues an interrupted
-run from its last checkpoint.
+flags. `--plain` trains the baseline on plain images, with the same code. The same command again continues an
+interrupted run from its last checkpoint.
 """
 
 import sys

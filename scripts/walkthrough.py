@@ -56,11 +56,9 @@ def run(*command: str | Path) -> None:
 
 
 def train(dataset: Path, model: Path, config: Path, *flags: str) -> None:
-    run(
-        "accelerate", "launch", "--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
-        SCRIPTS / "train.py", "--dataset_name", dataset,
-        "--config_name", config, "--output_dir", model, *RECIPE, *flags,
-    )  # fmt: skip
+    launch = ["--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    files = ["--dataset_name", dataset, "--config_name", config, "--output_dir", model]
+    run("accelerate", "launch", *launch, SCRIPTS / "train.py", *files, *RECIPE, *flags)
 
 
 def evaluate(model: Path, dataset: Path, result: Path, *flags: str) -> float:
@@ -99,9 +97,7 @@ def say(model: Path, images: list) -> list[str]:
     """What the model answers to images that are already in the form it was trained on."""
     from transformers import pipeline
 
-    return [
-        f"→ {answer[0]['label']}" for answer in pipeline("image-classification", model=str(model))(images, top_k=1)
-    ]
+    return [f"→ {answer[0]['label']}" for answer in pipeline("image-classification", model=str(model))(images, top_k=1)]
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""encrypt_dataset: every kind of dataset, what is kept and what is not, fingerprints, labels, errors that name the row."""
+"""encrypt_dataset: every kind of dataset, what is kept, fingerprints, labels, errors that name the row."""
 
 import io
 import json
@@ -69,7 +69,7 @@ def test_worker_processes_give_the_same_rows(key_file):
     assert together["label"] == alone["label"]
 
 
-# ---------------------------------------------------------------------------------------------------------- what is kept
+# ------------------------------------------------------------------------------------------------------- what is kept
 
 
 def test_columns_are_an_allow_list(small_encoder, tmp_path):
@@ -135,7 +135,7 @@ def test_other_image_features(small_encoder):
     )
 
 
-# ---------------------------------------------------------------------------------------------------------- fingerprint
+# -------------------------------------------------------------------------------------------------------- fingerprint
 
 
 def test_fingerprint_follows_source_config_and_key_only(small_encoder, key_file):
@@ -160,7 +160,7 @@ def test_nothing_hashes_or_pickles_the_function_in_one_process(small_encoder, mo
     encrypt_dataset(make_dataset(4), small_encoder)
 
 
-# ---------------------------------------------------------------------------------------------------------- the record
+# --------------------------------------------------------------------------------------------------------- the record
 
 
 def test_record_travels_and_keeps_owners_apart(small_encoder, key_file, tmp_path):
@@ -194,7 +194,7 @@ def test_encrypting_twice_is_an_error(small_encoder, key_file):
             encrypt_dataset(again, load_encoder(SMALL, SecretKey.load(key_file)))
 
 
-# ---------------------------------------------------------------------------------------------------------- labels
+# ------------------------------------------------------------------------------------------------------------- labels
 
 
 def test_hidden_labels_are_a_keyed_permutation_that_the_key_undoes(small_encoder, key_file):
@@ -248,7 +248,7 @@ def test_what_is_no_class_label(feature, values, small_encoder):
         encrypt_dataset(plain, small_encoder)
 
 
-# ---------------------------------------------------------------------------------------------------------- errors
+# ------------------------------------------------------------------------------------------------------------- errors
 
 
 def test_a_bad_image_names_its_row_and_never_its_path(small_encoder, tmp_path):

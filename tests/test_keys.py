@@ -42,7 +42,7 @@ def hkdf(secret: bytes, info: bytes, length: int) -> bytes:
     return okm[:length]
 
 
-# ---------------------------------------------------------------------------------------------------------- derivation
+# --------------------------------------------------------------------------------------------------------- derivation
 
 
 @pytest.mark.parametrize("vector", VECTORS["key_ids"], ids=lambda vector: vector["key"][:8])
@@ -103,7 +103,7 @@ def test_sealed_text_opens_with_the_key_only(insecure_key):
             wrong()
 
 
-# ---------------------------------------------------------------------------------------------------------- files
+# -------------------------------------------------------------------------------------------------------------- files
 
 
 def test_save_and_load(tmp_path):
@@ -164,7 +164,7 @@ def test_refuses_what_is_no_private_file(tmp_path):
             SecretKey.load(tmp_path / "a.key")
     with pytest.raises(KeyFileError, match="does not exist"):
         SecretKey.load(tmp_path / "none.key")
-    with pytest.raises(KeyFileError, match="directory|regular"):
+    with pytest.raises(KeyFileError, match=r"directory|regular"):
         SecretKey.load(tmp_path)
     os.mkfifo(tmp_path / "pipe", 0o600)
     with pytest.raises(KeyFileError, match="regular"):
@@ -181,7 +181,7 @@ def test_only_32_bytes_make_a_key(secret):
         SecretKey(secret)
 
 
-# ---------------------------------------------------------------------------------------------------------- never leaks
+# -------------------------------------------------------------------------------------------------------- never leaks
 
 
 def leaks(key: SecretKey, text: bytes) -> bool:

@@ -97,7 +97,7 @@ def test_an_empty_split_is_kept(small_encoder, tmp_path):
     assert not problems(tmp_path / "encrypted")
 
 
-# ---------------------------------------------------------------------------------------------------------- interruption
+# ------------------------------------------------------------------------------------------------------- interruption
 
 
 @pytest.mark.parametrize("stop_after", [0, 1, 3, 5])
@@ -225,7 +225,7 @@ def test_a_bad_row_leaves_a_resumable_folder(small_encoder, tmp_path):
     assert len(load_from_disk(str(tmp_path / "encrypted"))["train"]) == 9
 
 
-# ---------------------------------------------------------------------------------------------------------- verify
+# ------------------------------------------------------------------------------------------------------------- verify
 
 
 def copy_of(finished, tmp_path):

@@ -10,9 +10,9 @@ on any device, at any batch size, thread count and torch version.
     y    clamp(rshift(h W^T + b, s), -128, 127) + 128 -> pixel shuffle -> uint8 RGB (B, 3, S, S)
 
 rshift(v, s) = floor((v + 2^(s-1)) / 2^s). W is (out, in), b is (out,), E is (N, width): keyed integers, drawn by
-`SecretKey.integers` under the purposes "layer/0/weight", "layer/0/bias", ..., "projection/weight", "projection/bias" and
-"position", with the canonical JSON of the config as the public text. b is 127 times the drawn integers (PyTorch's default
-bias at the scale of a unit input). The constants below fix the number of bits and the shifts.
+`SecretKey.integers` under the purposes "layer/0/weight", "layer/0/bias", ..., "projection/weight", "projection/bias"
+and "position", with the canonical JSON of the config as the public text. b is 127 times the drawn integers (PyTorch's
+default bias at the scale of a unit input). The constants below fix the number of bits and the shifts.
 
 No batch norm: the original's uses the statistics of the batch, so that an image's ciphertext depends on its neighbours.
 No patch shuffle: section 3.2 removes it, and it hides nothing (the position embedding gives the positions away).
@@ -33,8 +33,7 @@ from hf_neuracrypt.keys import SecretKey
 UNIT = 127  # int8 stands for [-1, 1]
 POSITION_BITS = 5  # E in [-15, 15]: about three quarters of the ciphertext's variance is then positional
 PIXEL_MEAN_SQUARE = 64**2  # of (pixel - 128) on natural photos; measured 63 to 64 rms on photos and on CIFAR-10
-HIDDEN_MEAN_SQUARE = 36**2  # the most a hidden layer is expected to reach: then under 2 % of its values saturate
-OUTPUT_MEAN_SQUARE = 50**2  # the same for the output
+LAYER_MEAN_SQUARE = 36**2  # the most a layer is expected to reach: then under 2 % of its values saturate
 
 GPU_CHUNK_VALUES = 1 << 27  # values a GPU works on at a time: half a GiB of int32 sums
 
@@ -63,8 +62,8 @@ def expand(config: EncoderConfig, key: SecretKey) -> Network:
         largest = (1 << (bits - 1)) - 1
         # Uniform integers on [-m, m] have variance m (m + 1) / 3; ReLU halves a symmetric mean square.
         expected = (mean_square * fan_in + UNIT**2) * Fraction(largest * (largest + 1), 6 if rectified else 3)
-        cap, shift = HIDDEN_MEAN_SQUARE if rectified else OUTPUT_MEAN_SQUARE, 1
-        while expected / 4**shift > cap:
+        shift = 1
+        while expected / 4**shift > LAYER_MEAN_SQUARE:
             shift += 1
         weight = key.integers(public, f"{purpose}/weight", (out, fan_in), bits)
         bias = UNIT * key.integers(public, f"{purpose}/bias", (out,), bits).astype(np.int32)
@@ -90,7 +89,7 @@ class ColorNeuraCrypt:
         key: the secret key. The object holds the network derived from it and is as secret as the key.
         device: where the network lives; images are moved there and their ciphertexts back.
         products: "fused", "int8" or "float32" (see `products`). All give the same bytes; default: the fastest here.
-        compile: fuse the steps after "int8" and "float32" products with torch.compile; for jobs long enough to repay it.
+        compile: fuse the steps after "int8" and "float32" products with torch.compile; for long jobs.
     """
 
     def __init__(

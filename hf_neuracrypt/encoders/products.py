@@ -4,7 +4,7 @@
 |---|---|---|
 | `fused` | oneDNN's int8 linear, which rounds and saturates in registers | CPUs with VNNI or AMX |
 | `int8` | `torch._int_mm` to int32, then shift and clamp | CUDA, CPUs |
-| `float32` | float32 product (TF32 and bf16 inputs allowed: all sums stay under 2^24), then shift and clamp | anywhere |
+| `float32` | float32 product (TF32 and bf16 inputs allowed: sums stay under 2^24), then the same | anywhere |
 
 Exactness is checked on the machine, not assumed (`fastest`): 8-bit multiply-add instructions of older processors
 saturate at 16 bits.
@@ -117,18 +117,18 @@ def fastest(device: str) -> str:
         try:
             compute = product(layer, h.device)
             if torch.equal(compute(h), expected):
-                times[name] = _best_time(lambda: compute(h), h.is_cuda)
+                times[name] = _best_time(compute, h)
         except (RuntimeError, AttributeError):  # this torch or this device does not have it
             continue
     return min(times, key=times.__getitem__)
 
 
-def _best_time(compute, is_cuda: bool) -> float:
+def _best_time(compute, h: torch.Tensor) -> float:
     times = []
     for _ in range(2):
         start = time.perf_counter()
-        compute()
-        if is_cuda:
+        compute(h)
+        if h.is_cuda:
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
     return min(times)

@@ -1,7 +1,7 @@
-"""Color-NeuraCrypt in float32, written to be read beside Fig. 2b of the paper: what the exact encoder is tested against.
+"""Color-NeuraCrypt in float32, to be read beside Fig. 2b of the paper: what the exact encoder is tested against.
 
-The same keyed weights, in units of grey levels; no rounding and no upper limit. It is slower, and its last digits depend
-on device and batch size, so nothing is ever encrypted with it.
+The same keyed weights, in units of grey levels; no rounding and no upper limit. It is slower, and its last digits
+depend on device and batch size, so nothing is ever encrypted with it.
 """
 
 import torch
@@ -22,9 +22,7 @@ class ColorNeuraCryptReference(nn.Module):
         grid, patch = config.image_size // config.patch_size, config.patch_size
         first, *rest = network.hidden
         self.patch_embedding = _convolution(first, 3, patch)
-        self.blocks = nn.Sequential(
-            *(nn.Sequential(_convolution(layer, config.width, 1), nn.ReLU()) for layer in rest)
-        )
+        self.blocks = nn.Sequential(*(nn.Sequential(_convolution(layer, config.width, 1), nn.ReLU()) for layer in rest))
         position = torch.from_numpy(network.position).float()
         self.register_buffer("position_embedding", position.t().reshape(config.width, grid, grid))
         self.projection = _convolution(network.projection, config.width, 1)

@@ -1,0 +1,202 @@
+"""From a key to an answer, with the commands of the README, on data made here and a tiny ViT."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from datasets import load_from_disk
+from PIL import Image
+
+from hf_neuracrypt import SecretKey
+from tests.conftest import ROOT, assert_one_line_error, command, make_dataset
+
+
+ENCODER = ("--image-size", 32, "--patch-size", 8, "--width", 64)
+RECIPE = (
+    "--num_train_epochs", 12, "--per_device_train_batch_size", 16, "--learning_rate", "3e-3", "--report_to", "none",
+    "--save_strategy", "epoch", "--save_total_limit", 1, "--disable_tqdm", "true", "--seed", 1,
+)  # fmt: skip
+
+
+def accelerate(script: str, *words: object) -> subprocess.CompletedProcess:
+    program = [str(Path(sys.executable).parent / "accelerate"), "launch", "--num_processes", "1", str(ROOT / script)]
+    return subprocess.run(
+        [*program, *map(str, words)], capture_output=True, text=True, timeout=300,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def walk(tmp_path_factory):
+    """Everything a user does, once; the tests look at what it left."""
+    folder = tmp_path_factory.mktemp("walk")
+    train = make_dataset(240, size=32)
+    train.train_test_split(60, shuffle=False).save_to_disk(str(folder / "plain"))
+    (folder / "tiny-vit").mkdir()
+    from tests.conftest import TINY_VIT
+
+    (folder / "tiny-vit" / "config.json").write_text(json.dumps(TINY_VIT))
+    assert command("keygen", folder / "a.key").returncode == 0
+    encrypted = command(
+        "encrypt", "--dataset", folder / "plain", "--key-file", folder / "a.key", "--output", folder / "encrypted",
+        "--hide-labels", *ENCODER,
+    )  # fmt: skip
+    assert encrypted.returncode == 0, encrypted.stderr
+    trained = accelerate(
+        "scripts/train.py", "--dataset_name", folder / "encrypted", "--config_name", folder / "tiny-vit",
+        "--output_dir", folder / "model", *RECIPE,
+    )  # fmt: skip
+    assert trained.returncode == 0, trained.stderr
+    return folder
+
+
+def test_the_model_learned_and_is_stock(walk):
+    assert json.loads((walk / "model" / "eval_results.json").read_text())["eval_accuracy"] > 0.8
+    config = json.loads((walk / "model" / "config.json").read_text())
+    assert config["architectures"] == ["ViTForImageClassification"] and "auto_map" not in config
+    (record,) = config["neuracrypt"]
+    assert record["key_id"] == SecretKey.load(walk / "a.key").id
+    assert record["config"]["algorithm"] == "color-neuracrypt/v1"
+    assert config["id2label"] == {"0": "class_0", "1": "class_1", "2": "class_2"}
+    assert json.loads((walk / "model" / "preprocessor_config.json").read_text())["do_resize"] is False
+
+
+def test_evaluate(walk):
+    result = command(
+        "scripts/evaluate.py",
+        "--model",
+        walk / "model",
+        "--dataset",
+        walk / "encrypted",
+        "--output",
+        walk / "result.json",
+    )
+    assert result.returncode == 0, result.stderr
+    written = json.loads((walk / "result.json").read_text())
+    assert written["accuracy"] == json.loads((walk / "model" / "eval_results.json").read_text())["eval_accuracy"]
+    assert written["samples"] == 60 and written["split"] == "test"
+
+
+def test_predict_names_hidden_labels(walk):
+    plain = load_from_disk(str(walk / "plain"))["test"]
+    right = 0
+    for index in range(6):
+        plain[index]["img"].save(walk / f"photo{index}.png")
+    answers = command(
+        "predict", "--model", walk / "model", "--key-file", walk / "a.key", "--json",
+        *(walk / f"photo{index}.png" for index in range(6)),
+    )  # fmt: skip
+    assert answers.returncode == 0, answers.stderr
+    for index, line in enumerate(answers.stdout.splitlines()):
+        answer = json.loads(line)
+        assert answer["image"].endswith(f"photo{index}.png")
+        assert {entry["label"] for entry in answer["predictions"]} == {"cat", "dog", "horse"}
+        right += answer["predictions"][0]["label"] == plain.features["label"].int2str(plain[index]["label"])
+    assert right >= 5
+    text = command(
+        "predict", "--model", walk / "model", "--key-file", walk / "a.key", "--top-k", 1, walk / "photo0.png"
+    )
+    assert text.stdout.count(",") == 0 and "photo0.png: " in text.stdout
+
+
+def test_stock_pipeline_without_our_package(walk):
+    image = load_from_disk(str(walk / "encrypted"))["test"][0]["image"]
+    image.save(walk / "encrypted.png")
+    script = (
+        "import sys; sys.modules['hf_neuracrypt'] = None\n"
+        "from transformers import pipeline\n"
+        "print(pipeline('image-classification', model='model')('encrypted.png')[0]['label'])\n"
+    )
+    answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=walk, timeout=120)
+    assert answer.stdout.startswith("class_"), answer.stderr
+
+
+def test_another_key_is_an_error_before_any_work(walk):
+    assert command("keygen", walk / "wrong.key").returncode == 0
+    load_from_disk(str(walk / "plain"))["test"][0]["img"].save(walk / "photo.png")
+    ids = [SecretKey.load(walk / name).id for name in ("a.key", "wrong.key")]
+    result = command("predict", "--model", walk / "model", "--key-file", walk / "wrong.key", walk / "photo.png")
+    assert_one_line_error(result, *ids)
+    made = command(
+        "encrypt", "--dataset", walk / "plain", "--key-file", walk / "wrong.key", "--output", walk / "wrong", *ENCODER
+    )
+    assert made.returncode == 0
+    words = ("scripts/evaluate.py", "--model", walk / "model", "--dataset", walk / "wrong")
+    assert_one_line_error(command(*words), *ids)
+    forced = command(*words, "--any_key")
+    assert forced.returncode == 0, forced.stderr
+    assert json.loads(forced.stdout)["accuracy"] < 0.7
+
+
+def test_training_again_continues_or_refuses(walk):
+    words = (
+        "--dataset_name",
+        walk / "encrypted",
+        "--config_name",
+        walk / "tiny-vit",
+        "--output_dir",
+        walk / "model",
+        *RECIPE,
+    )
+    steps = json.loads((walk / "model" / "trainer_state.json").read_text())["global_step"]
+    again = command("scripts/train.py", *words, "--num_train_epochs", 13)
+    assert again.returncode == 0, again.stderr
+    state = json.loads((walk / "model" / "trainer_state.json").read_text())
+    assert state["global_step"] == steps * 13 // 12
+    assert [entry["epoch"] for entry in state["log_history"] if "train_runtime" in entry] == [13.0]
+    other = command("scripts/train.py", "--plain", "--dataset_name", walk / "plain", *words[2:])
+    assert_one_line_error(other, "another key or config")
+
+
+def test_plain_baseline(walk):
+    words = ("--config_name", walk / "tiny-vit", "--output_dir", walk / "plain-model", *RECIPE)
+    refused = command("scripts/train.py", "--dataset_name", walk / "plain", *words)
+    assert_one_line_error(refused, "is not encrypted", "--plain")
+    trained = command("scripts/train.py", "--plain", "--dataset_name", walk / "plain", *words)
+    assert trained.returncode == 0, trained.stderr
+    result = command("scripts/evaluate.py", "--plain", "--model", walk / "plain-model", "--dataset", walk / "plain")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["accuracy"] > 0.8
+    Image.new("RGB", (9, 9)).save(walk / "black.png")
+    refused = command("predict", "--model", walk / "plain-model", "--key-file", walk / "a.key", walk / "black.png")
+    assert_one_line_error(refused, "not trained on encrypted images")
+
+
+def test_bad_input_to_the_scripts(walk):
+    train = (
+        "scripts/train.py",
+        "--dataset_name",
+        walk / "encrypted",
+        "--output_dir",
+        walk / "new",
+        "--report_to",
+        "none",
+    )
+    evaluate = ("scripts/evaluate.py", "--model", walk / "model", "--dataset", walk / "encrypted")
+    for result, fragment in [
+        (command(*train), "--model_name_or_path"),
+        (command(*train, "--config_name", walk / "missing"), "cannot load the model"),
+        (command(*train, "--config_name", walk / "tiny-vit", "--frobnicate", 1), "--frobnicate"),
+        (command(*train, "--config_name", walk / "tiny-vit", "--label_column_name", "x"), "no column 'x'"),
+        (
+            command("scripts/train.py", "--config_name", walk / "tiny-vit", "--output_dir", walk / "new"),
+            "--dataset_name",
+        ),
+        (command(*evaluate, "--split", "nowhere"), "no split 'nowhere'"),
+        (command("scripts/evaluate.py", "--model", walk / "missing", "--dataset", walk / "encrypted"), "cannot load"),
+        (command("scripts/evaluate.py", "--model", walk / "model", "--dataset", walk / "plain"), "is not encrypted"),
+    ]:
+        assert_one_line_error(result, fragment)
+    assert not (walk / "new").exists()
+
+
+def test_no_file_that_leaves_the_owner_holds_the_key(walk):
+    key = SecretKey.load(walk / "a.key")
+    secrets = (key._secret, key._secret.hex().encode(), b"NEURACRYPT-SECRET-KEY", b"a.key")
+    for folder in ("encrypted", "model"):
+        for path in (walk / folder).rglob("*"):
+            if path.is_file():
+                assert not any(secret in path.read_bytes() for secret in secrets), path
