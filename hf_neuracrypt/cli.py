@@ -2,13 +2,15 @@
 
 import json
 import os
+import signal
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from hf_neuracrypt.errors import DatasetError, KeyFileError, fail, one_line_errors
+from hf_neuracrypt.errors import DatasetError, KeyFileError, NeuraCryptError, fail, one_line_errors
 
 
 app = typer.Typer(
@@ -22,6 +24,13 @@ PassphraseFile = Annotated[
     Path | None,
     typer.Option(help="A file whose first line is the passphrase of a locked key. Default: you are asked."),
 ]
+
+
+class OnError(StrEnum):
+    """What to do at a row that cannot be encrypted."""
+
+    stop = "stop"
+    skip = "skip"
 
 
 @app.command()
@@ -79,11 +88,26 @@ def encrypt(
     width: Annotated[int, typer.Option(help="Channels of the hidden layers.")] = 768,
     background: Annotated[str, typer.Option(help="Colour behind transparent pixels.")] = "#ffffff",
     shard_size: Annotated[int, typer.Option(min=1, help="Size of a shard file, in MB.")] = 500,
+    on_error: Annotated[OnError, typer.Option(help="At a row that cannot be encrypted: stop, or skip and list it.")] = (
+        OnError.stop
+    ),
+    max_bad_fraction: Annotated[float, typer.Option(min=0, max=1, help="With skip: stop after this share.")] = 0.1,
+    streaming: Annotated[
+        bool | None,
+        typer.Option(
+            "--streaming/--no-streaming",
+            help="Read the source once, without a copy in datasets' cache. Default: for local table files.",
+        ),
+    ] = None,
+    num_proc: Annotated[int, typer.Option(min=1, help="Worker processes on this machine.")] = 1,
+    rank: Annotated[int, typer.Option(min=0, help="This machine's number, if several share the work.")] = 0,
+    world_size: Annotated[int, typer.Option(min=1, help="How many machines share the work.")] = 1,
     device: Annotated[str, typer.Option(help="cpu or cuda. No effect on the result.")] = "cpu",
 ) -> None:
     """Encrypt a dataset into a new folder.
 
-    Stopped half-way, the same command continues; the result does not depend on the interruption.
+    Stopped half-way, the same command continues; the result does not depend on the interruption, nor on how many
+    processes and machines did the work. Exit status 3: done, but some rows were left out (see rejected.jsonl).
 
     Example: hf-neuracrypt encrypt --dataset photos/ --key-file hospital.key --output encrypted/
     """
@@ -92,24 +116,36 @@ def encrypt(
     config = EncoderConfig(
         image_size=image_size, patch_size=patch_size, depth=depth, width=width, background=background
     )
+    if rank >= world_size:
+        raise NeuraCryptError(f"--rank {rank} is not below --world-size {world_size}: ranks count from 0")
     _check_places(dataset, key_file, output)
     key = _load_key(key_file, passphrase_file)
 
     from hf_neuracrypt import store
     from hf_neuracrypt.dataset import make_plan
     from hf_neuracrypt.encoders import load_encoder
-    from hf_neuracrypt.sources import load_source
+    from hf_neuracrypt.sources import is_table, load_source
+    from hf_neuracrypt.workers import encrypt_to_folder
+    from hf_neuracrypt.writer import Job
 
+    # SIGTERM, as a cluster's scheduler sends it, ends the job like Ctrl-C: workers are told, locks are dropped.
+    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     if (Path(dataset) / store.MANIFEST).exists():
         raise DatasetError(f"{dataset} is already encrypted: encrypt the plain images instead")
-    splits = dict(load_source(dataset))
+    splits = dict(load_source(dataset, is_table(dataset) if streaming is None else streaming))
     if max_rows is not None:
-        splits = {name: split.select(range(min(max_rows, len(split)))) for name, split in splits.items()}
+        splits = {name: _first_rows(split, max_rows) for name, split in splits.items()}
     encoder = load_encoder(config, key, device=device)
     plan = make_plan(splits, encoder, image_column, label_column, keep_column or (), hide_labels)
-    store.write(splits, plan, output, shard_bytes=shard_size * 1_000_000)
-    rows = sum(len(split) for split in splits.values())
-    _note(f"Encrypted {rows:,} images with {key.id} into {output}.")
+    job = Job(splits, plan, output, dataset, shard_size * 1_000_000, on_error == OnError.skip, max_bad_fraction)
+    if not encrypt_to_folder(job, num_proc, rank, world_size):
+        return _note(f"Rank {rank} of {world_size} has done its part; {output} is complete when all have.")
+    rows = store.read_manifest(output)["rows"]
+    _note(f"Encrypted {sum(rows.values()):,} images with {key.id} into {output}.")
+    if (output / store.REJECTED).exists():
+        left_out = len((output / store.REJECTED).read_text().splitlines())
+        _note(f"{left_out:,} rows could not be encrypted and were left out: {output / store.REJECTED}")
+        raise typer.Exit(3)
 
 
 @app.command()
@@ -195,6 +231,12 @@ def _check_places(dataset: str, key_file: Path, output: Path) -> None:
         raise DatasetError(f"the output {output} lies inside the source {dataset}: choose another folder")
     if key.startswith(folder + os.sep):
         raise KeyFileError(f"the key file {key_file} lies inside the output {output}: keep it elsewhere")
+
+
+def _first_rows(split, count: int):
+    from datasets import Dataset
+
+    return split.select(range(min(count, len(split)))) if isinstance(split, Dataset) else split.take(count)
 
 
 def _note(text: str) -> None:

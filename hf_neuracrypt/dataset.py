@@ -5,15 +5,12 @@ Notable decisions
   name, no path (`{"bytes": …, "path": None}`), no builder info.
 - The fingerprint is given, not computed: sha256(source fingerprint, config, key id, options). Hashing the function
   would put the key into it.
-- What is public about an encryption (algorithm, config, key id, sealed label names) is one JSON line, the *record*. It
-  travels in `dataset.info.description`, survives `concatenate_datasets` (one line an owner), and is written to
-  `neuracrypt.json` and to a model's `config.json`.
 """
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import datasets
 import torch
@@ -29,59 +26,16 @@ from datasets import (
     Value,
 )
 
-from hf_neuracrypt.configuration import EncoderConfig
 from hf_neuracrypt.encoders.color_neuracrypt import ColorNeuraCrypt
-from hf_neuracrypt.errors import ConfigError, DatasetError, ImageError
+from hf_neuracrypt.errors import DatasetError, ImageError
 from hf_neuracrypt.images import prepare, to_png
+from hf_neuracrypt.record import Record, records_of
 
 
 IMAGE_COLUMNS = ("image", "img", "pixel_values")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
-RECORD_FORMAT = 1
 # Rows of 150 kB: the writer's default of 1,000 rows would hold 150 MB.
 WRITER_BATCH_SIZE = 100
-
-
-@dataclasses.dataclass(frozen=True)
-class Record:
-    """What is public about an encryption.
-
-    Args:
-        config: the encoder's public parameters.
-        key_id: the public id of the key.
-        sealed_labels: with hidden labels, the label names and their permutation, readable with the key only.
-    """
-
-    config: EncoderConfig
-    key_id: str
-    sealed_labels: str | None = None
-
-    def to_dict(self) -> dict:
-        record = {"neuracrypt": RECORD_FORMAT, "config": self.config.to_dict(), "key_id": self.key_id}
-        return record | ({"sealed_labels": self.sealed_labels} if self.sealed_labels else {})
-
-    def to_json(self) -> str:
-        return json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
-
-    @classmethod
-    def from_dict(cls, values: object) -> "Record":
-        """Raises ConfigError for anything but a record of this format."""
-        if not isinstance(values, dict) or values.get("neuracrypt") != RECORD_FORMAT:
-            raise ConfigError(
-                f"this is no encryption record of format {RECORD_FORMAT}; is hf_neuracrypt too old for it?"
-            )
-        key_id, sealed = values.get("key_id"), values.get("sealed_labels")
-        if not isinstance(key_id, str) or not isinstance(sealed, str | None):
-            raise ConfigError("an encryption record needs a key_id, and text in sealed_labels")
-        return cls(EncoderConfig.from_dict(values.get("config")), key_id, sealed)
-
-
-def records_of(dataset: Dataset | IterableDataset | DatasetDict | IterableDatasetDict) -> list[Record]:
-    """The records a dataset carries: none if it is plain, several if owners' datasets were concatenated."""
-    splits = dataset.values() if isinstance(dataset, dict) else [dataset]
-    lines = [line for split in splits for line in (split.info.description or "").splitlines()]
-    lines = [line for line in dict.fromkeys(lines) if line.startswith("{") and '"neuracrypt"' in line]
-    return [Record.from_dict(json.loads(line)) for line in lines]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,27 +94,56 @@ class Labels:
 
 
 class EncryptRows:
-    """The function given to `datasets.map(batched=True, with_indices=True)`; picklable if the key came from a file."""
+    """The function given to `datasets.map(batched=True, with_indices=True)`; picklable if the key came from a file.
 
-    def __init__(self, encoder: ColorNeuraCrypt, columns: Columns, labels: Labels, first_row: int = 0):
+    Args:
+        encoder, columns, labels: see `Plan`.
+        first_row: the row of the split that index 0 stands for.
+        skip: leave out rows that cannot be encrypted, and note them in `rejected`, instead of stopping.
+        progress: told how many rows each batch had.
+    """
+
+    def __init__(
+        self,
+        encoder: ColorNeuraCrypt,
+        columns: Columns,
+        labels: Labels,
+        first_row: int = 0,
+        skip: bool = False,
+        progress: Callable[[int], object] | None = None,
+    ):
         self.encoder, self.columns, self.labels, self.first_row = encoder, columns, labels, first_row
+        self.skip, self.progress = skip, progress
+        self.rejected: list[dict] = []
 
     def __call__(self, batch: dict[str, list], indices: list[int]) -> dict[str, list]:
-        images, labels = [], []
+        images, labels, good = [], [], []
         for position, index in enumerate(indices):
             try:
-                images.append(torch.from_numpy(prepare(batch[self.columns.image][position], self.encoder.config)))
+                image = prepare(batch[self.columns.image][position], self.encoder.config)
                 if self.columns.label is not None:
                     labels.append(self.labels.encode(batch[self.columns.label][position]))
             except (ImageError, DatasetError) as error:
                 # The row, never the path: a path may hold a person's name, and this line may end in a log.
-                raise DatasetError(f"row {self.first_row + index} cannot be encrypted: {error}") from None
-        encrypted = self.encoder.encrypt(torch.stack(images).permute(0, 3, 1, 2))
-        pixels = encrypted.permute(0, 2, 3, 1).contiguous().numpy()
-        rows = {"image": [{"bytes": to_png(image), "path": None} for image in pixels]}
+                if not self.skip:
+                    raise DatasetError(f"row {self.first_row + index} cannot be encrypted: {error}") from None
+                self.rejected.append({"row": self.first_row + index, "reason": str(error)})
+                continue
+            images.append(torch.from_numpy(image))
+            good.append(position)
+        rows: dict[str, list] = {"image": self._encrypt(images)}
         if self.columns.label is not None:
             rows["label"] = labels
-        return rows | {name: batch[name] for name in self.columns.kept}
+        if self.progress:
+            self.progress(len(indices))
+        return rows | {name: [batch[name][position] for position in good] for name in self.columns.kept}
+
+    def _encrypt(self, images: list[torch.Tensor]) -> list[dict]:
+        if not images:
+            return []
+        encrypted = self.encoder.encrypt(torch.stack(images).permute(0, 3, 1, 2))
+        pixels = encrypted.permute(0, 2, 3, 1).contiguous().numpy()
+        return [{"bytes": to_png(image), "path": None} for image in pixels]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,17 +163,23 @@ class Plan:
         parts = (source, self.record.to_json(), repr(self.columns), repr(self.features))
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
-    def apply(self, split: Dataset | IterableDataset, first_row: int = 0, **options):
-        """`split.map(...)`; `options` go to `map`."""
-        source = split.with_format(None).select_columns(
-            [name for name in (self.columns.image, self.columns.label, *self.columns.kept) if name]
-        )
+    def source(self, split: Dataset | IterableDataset) -> Dataset | IterableDataset:
+        """The split as `rows()` reads it: the planned columns only, images not decoded."""
+        names = [name for name in (self.columns.image, self.columns.label, *self.columns.kept) if name]
+        source = split.with_format(None).select_columns(names)
         if split.features is not None and isinstance(split.features[self.columns.image], Image):
             source = source.cast_column(self.columns.image, Image(decode=False))
-        lazy = isinstance(split, IterableDataset)
+        return source
+
+    def rows(self, **options) -> EncryptRows:
+        """The function that encrypts rows of `source()`."""
+        return EncryptRows(self.encoder, self.columns, self.labels, **options)
+
+    def apply(self, split: Dataset | IterableDataset, function: EncryptRows | None = None, **options):
+        """`split.map(...)`; `options` go to `map`."""
+        source, lazy = self.source(split), isinstance(split, IterableDataset)
         encrypted = source.map(
-            EncryptRows(self.encoder, self.columns, self.labels, first_row),
-            batched=True, with_indices=True, remove_columns=source.column_names,
+            function or self.rows(), batched=True, with_indices=True, remove_columns=source.column_names,
             features=None if lazy else self.features, **options,
         )  # fmt: skip
         if lazy:  # a stream decodes images that a cast declares, not those that `map` declares
@@ -297,7 +286,7 @@ def _label_names(splits: dict, features: Features, label: str | None) -> list[st
     if getattr(feature, "dtype", None) in ("string", "large_string"):
         if not all(isinstance(split, Dataset) for split in splits.values()):
             raise DatasetError(
-                f"column {label!r} holds text, and a stream cannot be searched for all its values: cast it"
+                f"column {label!r} holds text, which a stream cannot be searched for: cast it, or --no-streaming"
             )
         values = {value for split in splits.values() for value in split.unique(label)}
         if None in values:

@@ -16,7 +16,7 @@ import os
 import secrets
 import stat
 import warnings
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -77,7 +77,7 @@ class SecretKey:
             KeyFileError: the file exists, or cannot be written.
         """
         body = _encode(PLAIN_PREFIX, self._secret) if passphrase is None else self._wrap(passphrase)
-        created = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+        created = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         text = (
             "# hf_neuracrypt secret key: keep it secret, keep two copies, never upload it\n"
             f"# created: {created}\n# key id (public): {self.id}\n{body}\n"

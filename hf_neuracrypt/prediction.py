@@ -10,11 +10,11 @@ from collections.abc import Sequence
 import torch
 from PIL import Image
 
-from hf_neuracrypt.dataset import Record
 from hf_neuracrypt.encoders import load_encoder
 from hf_neuracrypt.errors import ConfigError, ImageError, KeyMismatchError, NeuraCryptError
 from hf_neuracrypt.images import prepare
 from hf_neuracrypt.keys import SecretKey
+from hf_neuracrypt.record import Record
 
 
 def load_model_config(model: str) -> object:

@@ -18,6 +18,15 @@ BUILDERS = {
 }
 
 
+def is_table(name: str) -> bool:
+    """Whether `name` is a local file, or a folder of files, that `datasets` would copy into its cache, in clear."""
+    path = Path(name)
+    if path.is_dir():
+        first = next((file for file in sorted(path.iterdir()) if file.suffix in BUILDERS), None)
+        return first is not None and not first.name.startswith("metadata.")  # which lies beside a folder of images
+    return path.suffix in BUILDERS and path.is_file()
+
+
 def load_source(name: str, streaming: bool = False) -> DatasetDict | IterableDatasetDict:
     """Load the splits of a dataset.
 

@@ -19,9 +19,10 @@ from transformers import AutoModelForImageClassification, EvalPrediction, PreTra
 
 from hf_neuracrypt import images
 from hf_neuracrypt.configuration import EncoderConfig
-from hf_neuracrypt.dataset import Columns, Record, find_columns, records_of
+from hf_neuracrypt.dataset import Columns, find_columns
 from hf_neuracrypt.errors import DatasetError, ImageError, KeyMismatchError, NeuraCryptError
 from hf_neuracrypt.prediction import load_model_config
+from hf_neuracrypt.record import Record, records_of
 from hf_neuracrypt.sources import load_source
 from hf_neuracrypt.store import MANIFEST, read_manifest
 

@@ -25,6 +25,7 @@ from hf_neuracrypt.keys import SecretKey
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden"
 SMALL = EncoderConfig(image_size=32, patch_size=8, depth=2, width=64)
+SMALL_FLAGS = ("--image-size", 32, "--patch-size", 8, "--width", 64, "--depth", 2)
 TINY_VIT = {
     "model_type": "vit", "architectures": ["ViTForImageClassification"], "image_size": 32, "patch_size": 8,
     "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32,

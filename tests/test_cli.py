@@ -11,10 +11,7 @@ from PIL import Image
 
 from hf_neuracrypt import SecretKey
 from hf_neuracrypt.store import read_manifest
-from tests.conftest import assert_one_line_error, command, make_dataset, make_images
-
-
-SMALL_FLAGS = ("--image-size", 32, "--patch-size", 8, "--width", 64, "--depth", 2)
+from tests.conftest import SMALL_FLAGS, assert_one_line_error, command, make_dataset, make_images
 
 
 def encrypt(dataset, key_file, output, *flags):

@@ -19,9 +19,10 @@ from datasets import (
 from PIL import Image as PILImage
 
 from hf_neuracrypt import EncoderConfig, SecretKey, encrypt_dataset, load_encoder
-from hf_neuracrypt.dataset import EncryptRows, Record, records_of
+from hf_neuracrypt.dataset import EncryptRows
 from hf_neuracrypt.errors import ConfigError, DatasetError
 from hf_neuracrypt.images import prepare
+from hf_neuracrypt.record import Record, records_of
 from tests.conftest import SMALL, batch, make_dataset, make_images
 
 

@@ -8,10 +8,11 @@ import torch
 from datasets import DatasetDict, concatenate_datasets, load_from_disk
 from transformers import AutoImageProcessor, ViTConfig, ViTForImageClassification
 
-from hf_neuracrypt import EncoderConfig, SecretKey, encrypt_dataset, load_encoder, store, training
-from hf_neuracrypt.dataset import Record, make_plan
+from hf_neuracrypt import EncoderConfig, SecretKey, encrypt_dataset, load_encoder, training, writer
+from hf_neuracrypt.dataset import make_plan
 from hf_neuracrypt.errors import DatasetError, ImageError, KeyMismatchError, NeuraCryptError
 from hf_neuracrypt.metrics import Accuracy
+from hf_neuracrypt.record import Record
 from tests.conftest import SMALL, TINY_VIT, make_dataset
 
 
@@ -19,7 +20,7 @@ from tests.conftest import SMALL, TINY_VIT, make_dataset
 def encrypted_folder(tmp_path_factory, small_encoder):
     folder = tmp_path_factory.mktemp("training") / "encrypted"
     splits = {"train": make_dataset(12), "test": make_dataset(6, seed=1)}
-    store.write(splits, make_plan(splits, small_encoder), folder)
+    writer.work(writer.Job(splits, make_plan(splits, small_encoder), folder))
     return folder
 
 

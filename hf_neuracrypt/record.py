@@ -1,0 +1,58 @@
+"""What is public about an encryption: algorithm, config, key id, sealed label names. One JSON line, the *record*.
+
+It travels in `dataset.info.description`, survives `concatenate_datasets` (one line an owner), and is written to
+`neuracrypt.json` beside a dataset and to a model's `config.json`.
+"""
+
+import dataclasses
+import json
+
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+
+from hf_neuracrypt.configuration import EncoderConfig
+from hf_neuracrypt.errors import ConfigError
+
+
+RECORD_FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """What is public about an encryption.
+
+    Args:
+        config: the encoder's public parameters.
+        key_id: the public id of the key.
+        sealed_labels: with hidden labels, the label names and their permutation, readable with the key only.
+    """
+
+    config: EncoderConfig
+    key_id: str
+    sealed_labels: str | None = None
+
+    def to_dict(self) -> dict:
+        record = {"neuracrypt": RECORD_FORMAT, "config": self.config.to_dict(), "key_id": self.key_id}
+        return record | ({"sealed_labels": self.sealed_labels} if self.sealed_labels else {})
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_dict(cls, values: object) -> "Record":
+        """Raises ConfigError for anything but a record of this format."""
+        if not isinstance(values, dict) or values.get("neuracrypt") != RECORD_FORMAT:
+            raise ConfigError(
+                f"this is no encryption record of format {RECORD_FORMAT}; is hf_neuracrypt too old for it?"
+            )
+        key_id, sealed = values.get("key_id"), values.get("sealed_labels")
+        if not isinstance(key_id, str) or not isinstance(sealed, str | None):
+            raise ConfigError("an encryption record needs a key_id, and text in sealed_labels")
+        return cls(EncoderConfig.from_dict(values.get("config")), key_id, sealed)
+
+
+def records_of(dataset: Dataset | IterableDataset | DatasetDict | IterableDatasetDict) -> list[Record]:
+    """The records a dataset carries: none if it is plain, several if owners' datasets were concatenated."""
+    splits = dataset.values() if isinstance(dataset, dict) else [dataset]
+    lines = [line for split in splits for line in (split.info.description or "").splitlines()]
+    lines = [line for line in dict.fromkeys(lines) if line.startswith("{") and '"neuracrypt"' in line]
+    return [Record.from_dict(json.loads(line)) for line in lines]

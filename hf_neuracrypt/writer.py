@@ -1,0 +1,322 @@
+"""Encrypt a dataset into a folder: in one process, several, or on several machines; resumable, to the same bytes.
+
+Notable decisions
+- Work is cut into units that follow from the data, never from the number of workers: a run of rows of a dataset (one
+  shard, one `datasets.map`), or one source shard of a stream (several shards, one after the other, in one pass).
+- A shard that has its final name is whole. The note beside the job says how many rows it has, its sha256, and what was
+  rejected. Resuming is: skip what has a note.
+- Worker `rank` of `world_size` takes every world_size-th unit. Nobody waits for anybody: whoever finds all notes there
+  completes the folder. So any number of workers may be killed, and any number may continue.
+- A writer holds a lock that the system drops when the process ends, however it ends.
+"""
+
+import fcntl
+import itertools
+import json
+import os
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from datasets import Dataset, IterableDataset
+from datasets import config as datasets_config
+from datasets.arrow_writer import ArrowWriter
+
+from hf_neuracrypt.dataset import WRITER_BATCH_SIZE, Plan
+from hf_neuracrypt.errors import DatasetError
+from hf_neuracrypt.store import (
+    JOB,
+    MANIFEST,
+    REJECTED,
+    UNFINISHED,
+    checksum,
+    is_unfinished,
+    read_manifest,
+    rename,
+    sha256,
+    to_text,
+    write_whole,
+)
+
+
+SHARD_BYTES = 500_000_000
+# A record batch of an Arrow file holds what was encrypted at once: part of the bytes, so not a user's choice.
+BATCH_SIZE = 64
+MAX_BAD_FRACTION = 0.1
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be encrypted, and where to.
+
+    Args:
+        splits: plain images by split; a stream is read once, from its start, and never held.
+        plan: from `dataset.make_plan`.
+        output: a new or empty folder, or an unfinished one of the same job.
+        source_name: what identifies streams, which have no fingerprint: the name they were loaded by.
+        shard_bytes: about how large a shard becomes.
+        skip: leave out rows that cannot be encrypted instead of stopping.
+        max_bad_fraction: with `skip`, the share of rows that may be left out.
+    """
+
+    splits: dict[str, Dataset | IterableDataset]
+    plan: Plan
+    output: Path
+    source_name: str = ""
+    shard_bytes: int = SHARD_BYTES
+    skip: bool = False
+    max_bad_fraction: float = MAX_BAD_FRACTION
+
+    @property
+    def shard_rows(self) -> int:
+        """Rows of a shard: whole record batches of about `shard_bytes`."""
+        row_bytes = 3 * self.plan.encoder.config.image_size**2 + 100
+        return max(1, self.shard_bytes // row_bytes // BATCH_SIZE) * BATCH_SIZE
+
+    @property
+    def notes(self) -> Path:
+        return self.output / UNFINISHED / "notes"
+
+    def source_of(self, split: str) -> str:
+        """The public fingerprint of a split's source under this plan."""
+        data = self.splits[split]
+        identity = data._fingerprint if isinstance(data, Dataset) else f"{self.source_name} {split} {data.num_shards}"
+        return self.plan.fingerprint(identity)
+
+    def identity(self) -> dict:
+        """What must be the same for a job to be continued, by the names an error calls it by."""
+        record = self.plan.record
+        return {
+            "key": record.key_id,
+            "config": record.config.to_dict(),
+            "labels": [record.sealed_labels is not None, str(self.plan.features)],
+            "source": {name: self.source_of(name) for name in self.splits},
+            "rows": {name: len(each) if isinstance(each, Dataset) else None for name, each in self.splits.items()},
+            "shard size": self.shard_rows,
+        }
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What one worker does at a time: rows from `start` on of a dataset, or source shard `index` of a stream."""
+
+    split: str
+    index: int
+    start: int = 0
+    rows: int | None = None
+
+    def file(self, part: int) -> str:
+        name = f"data-{self.index:05d}" if self.rows is not None else f"data-{self.index:05d}-{part:05d}"
+        return f"{self.split}/{name}.arrow"
+
+
+def units_of(job: Job) -> list[Unit]:
+    """All units of a job, in the order of the data; an empty split is one empty unit."""
+    units = []
+    for name, split in job.splits.items():
+        if isinstance(split, IterableDataset):
+            units += [Unit(name, index) for index in range(split.num_shards)]
+        else:
+            starts = range(0, max(1, len(split)), job.shard_rows)
+            units += [Unit(name, i, start, min(job.shard_rows, len(split) - start)) for i, start in enumerate(starts)]
+    return units
+
+
+def work(job: Job, rank: int = 0, world_size: int = 1, progress: Callable[[int], object] | None = None) -> bool:
+    """Do the units of one worker that nobody did before; complete the folder if that was the last of all.
+
+    Returns:
+        Whether the folder is complete; False when other workers have units left to do.
+
+    Raises:
+        DatasetError: the folder holds something else, this worker's place is taken, or a row cannot be encrypted.
+    """
+    if not claim(job, repeatable=world_size > 1):
+        return True
+    with _lock(job.output, rank, world_size):
+        scratch = job.output / UNFINISHED / f"scratch-{rank}"
+        shutil.rmtree(scratch, ignore_errors=True)  # what a killed worker was writing
+        scratch.mkdir()
+        for unit in units_of(job)[rank::world_size]:
+            write = _write_rows if unit.rows is not None else _write_stream
+            write(job, unit, scratch, progress or (lambda rows: None))
+        return _finish(job)
+
+
+def claim(job: Job, repeatable: bool = False) -> bool:
+    """Make the output this job's folder; False if it is already complete and `repeatable`. Raises DatasetError."""
+    output, plan_file = job.output, job.output / UNFINISHED / JOB
+    try:
+        if not is_unfinished(output):
+            if (output / MANIFEST).exists():
+                if repeatable and read_manifest(output)["source"] == job.identity()["source"]:
+                    return False
+                raise DatasetError(f"{output} already holds a finished encrypted dataset: choose another folder")
+            foreign = output.exists() and any(path.name != UNFINISHED for path in output.iterdir())
+            if foreign and not is_unfinished(output):  # another worker may just have begun
+                raise DatasetError(f"{output} exists and is not empty: choose another folder")
+            job.notes.mkdir(parents=True, exist_ok=True)
+            if not is_unfinished(output):
+                write_whole(plan_file, to_text(job.identity()))
+        other = json.loads(plan_file.read_text())
+    except OSError as error:
+        raise DatasetError(f"cannot write to {output}: {error.strerror}") from None
+    different = [name for name, value in job.identity().items() if value != other.get(name)]
+    if different:
+        raise DatasetError(
+            f"{output} holds an unfinished job with another {' and another '.join(different)}: give the same key, "
+            "config and source to continue it, or choose another folder"
+        )
+    return True
+
+
+@contextmanager
+def _lock(output: Path, rank: int, world_size: int) -> Iterator[None]:
+    """Be worker `rank` of `world_size`, or raise DatasetError saying who is at work."""
+    folder = output / UNFINISHED / "locks"
+    folder.mkdir(exist_ok=True)
+    own = folder / f"{rank}-of-{world_size}"
+    for path in folder.iterdir():
+        if path != own and path.name.endswith(f"-of-{world_size}"):
+            continue  # a worker of the same team has other units
+        with open(path, "a+") as file:
+            _take(file, output)  # dropped again at once: only whether somebody holds it matters
+    with open(own, "a+") as file:
+        _take(file, output)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+
+
+def _take(file, output: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        raise DatasetError(
+            f"{file.read() or 'another process'} is writing to {output}: wait for it, or stop it"
+        ) from None
+
+
+def _write_rows(job: Job, unit: Unit, scratch: Path, progress: Callable[[int], object]) -> None:
+    """One shard: `datasets.map` straight into its file."""
+    if _note(job, unit.file(0)).exists():
+        progress(unit.rows)
+        return
+    split, temporary = job.splits[unit.split], scratch / "shard.arrow"
+    function = job.plan.rows(first_row=unit.start, skip=job.skip, progress=progress)
+    job.plan.apply(
+        split.select(range(unit.start, unit.start + unit.rows)), function, batch_size=BATCH_SIZE,
+        cache_file_name=str(temporary), load_from_cache_file=False, writer_batch_size=WRITER_BATCH_SIZE,
+        new_fingerprint=job.plan.fingerprint(f"{split._fingerprint} {unit.index}"),
+    )  # fmt: skip
+    if not temporary.exists():  # `map` writes no file for no rows
+        ArrowWriter(features=job.plan.features, path=str(temporary)).finalize()
+    _keep(job, unit, 0, temporary, unit.rows, function.rejected, last=True)
+
+
+def _write_stream(job: Job, unit: Unit, scratch: Path, progress: Callable[[int], object]) -> None:
+    """The shards of one source shard of a stream, in one pass, holding one batch at a time."""
+    stream = job.plan.source(job.splits[unit.split])
+    if stream.num_shards > 1:
+        stream = stream.shard(stream.num_shards, unit.index)
+    part = 0
+    while _note(job, unit.file(part)).exists():
+        note = json.loads(_note(job, unit.file(part)).read_text())
+        progress(note["source_rows"])
+        if note["last"]:
+            return
+        part += 1
+    first_row = part * job.shard_rows
+    batches = iter((stream.skip(first_row) if first_row else stream).iter(batch_size=BATCH_SIZE))
+    batch = next(batches, None)
+    while True:
+        temporary, row = scratch / "shard.arrow", first_row
+        function = job.plan.rows(skip=job.skip, progress=progress)
+        fingerprint = job.plan.fingerprint(f"{job.source_of(unit.split)} {unit.index} {part}")
+        with ArrowWriter(features=job.plan.features, path=str(temporary), fingerprint=fingerprint) as writer:
+            while batch is not None and row < first_row + job.shard_rows:
+                count = len(batch[job.plan.columns.image])
+                rows = function(batch, list(range(row, row + count)))
+                if rows["image"]:
+                    writer.write_batch(rows)
+                row, batch = row + count, next(batches, None)
+            writer.finalize()
+        _keep(job, unit, part, temporary, row - first_row, function.rejected, last=batch is None)
+        if batch is None:
+            return
+        part, first_row = part + 1, row
+
+
+def _note(job: Job, file: str) -> Path:
+    return job.notes / f"{file.replace('/', '-')}.json"
+
+
+def _keep(job: Job, unit: Unit, part: int, temporary: Path, rows: int, rejected: list[dict], last: bool) -> None:
+    """Give a shard its final name and leave its note; stop if too many rows were rejected."""
+    file = unit.file(part)
+    note = {"file": file, "source_rows": rows, "rows": rows - len(rejected), "sha256": sha256(temporary), "last": last}
+    (job.output / unit.split).mkdir(exist_ok=True)
+    rename(temporary, job.output / file)
+    write_whole(_note(job, file), to_text(note | {"rejected": [{"split": unit.split} | each for each in rejected]}))
+    if rejected:
+        notes = [json.loads(path.read_text()) for path in job.notes.glob("*.json")]
+        bad = sum(len(each["rejected"]) for each in notes)
+        lengths = [len(split) if isinstance(split, Dataset) else None for split in job.splits.values()]
+        seen = sum(each["source_rows"] for each in notes) if None in lengths else sum(lengths)
+        if bad > job.max_bad_fraction * seen:
+            raise DatasetError(
+                f"{bad} of {seen} rows cannot be encrypted, --max-bad-fraction {job.max_bad_fraction} allows fewer; "
+                f"the last: row {rejected[-1]['row']} of {unit.split}: {rejected[-1]['reason']}"
+            )
+
+
+def _finish(job: Job) -> bool:
+    """If every unit is done, write what makes the folder loadable, and tidy up."""
+    notes: dict[str, list[dict]] = {name: [] for name in job.splits}
+    for unit in units_of(job):
+        for part in itertools.count():
+            path = _note(job, unit.file(part))
+            if not path.exists():
+                return not is_unfinished(job.output)  # another worker may have completed it meanwhile
+            note = json.loads(path.read_text())
+            notes[unit.split].append(note)
+            if note["last"]:
+                break
+    files = {note["file"]: {k: note[k] for k in ("rows", "sha256")} for each in notes.values() for note in each}
+    for split, each in notes.items():
+        info, state = _split_files(job, split, [Path(note["file"]).name for note in each])
+        _write_listed(job.output, f"{split}/{datasets_config.DATASET_INFO_FILENAME}", to_text(info), files)
+        _write_listed(job.output, f"{split}/{datasets_config.DATASET_STATE_JSON_FILENAME}", to_text(state), files)
+    rejected = [entry for each in notes.values() for note in each for entry in note["rejected"]]
+    if rejected:
+        _write_listed(job.output, REJECTED, "".join(json.dumps(entry) + "\n" for entry in rejected), files)
+    splits = to_text({"splits": list(job.splits)})
+    _write_listed(job.output, datasets_config.DATASETDICT_JSON_FILENAME, splits, files)
+    rows = {split: sum(note["rows"] for note in each) for split, each in notes.items()}
+    manifest = job.plan.record.to_dict() | {"rows": rows, "source": job.identity()["source"], "files": files}
+    write_whole(job.output / MANIFEST, to_text(manifest | {"sha256": checksum(manifest)}))
+    (job.output / UNFINISHED / JOB).unlink(missing_ok=True)
+    shutil.rmtree(job.output / UNFINISHED, ignore_errors=True)
+    return True
+
+
+def _write_listed(output: Path, name: str, text: str, files: dict) -> None:
+    write_whole(output / name, text)
+    files[name] = {"sha256": sha256(output / name)}
+
+
+def _split_files(job: Job, split: str, shards: list[str]) -> tuple[dict, dict]:
+    """What `load_from_disk` reads beside the shards: dataset_info.json and state.json."""
+    info = {"description": job.plan.record.to_json(), "features": job.plan.features.to_dict()}
+    state = {
+        "_data_files": [{"filename": name} for name in shards],
+        "_fingerprint": job.source_of(split),
+        "_format_columns": None, "_format_kwargs": {}, "_format_type": None, "_output_all_columns": False,
+        "_split": split,
+    }  # fmt: skip
+    return info | {"citation": "", "homepage": "", "license": ""}, state

@@ -1,0 +1,411 @@
+"""Jobs that encrypt into a folder: resumable to the same bytes, by any number of workers, never on top of something."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+from datasets import Dataset, Image, IterableDataset, load_from_disk
+
+from hf_neuracrypt import EncoderConfig, SecretKey, load_encoder, store, writer
+from hf_neuracrypt.dataset import EncryptRows, make_plan
+from hf_neuracrypt.errors import DatasetError, NeuraCryptError
+from hf_neuracrypt.workers import encrypt_to_folder
+from hf_neuracrypt.writer import Job, units_of
+from tests.conftest import ROOT, SMALL, SMALL_FLAGS, assert_one_line_error, command, make_dataset
+
+
+SPLITS = {"train": make_dataset(240), "test": make_dataset(100, seed=1)}
+SHARD_BYTES = 250_000  # 64 rows of 32 px
+
+
+def job_of(folder, encoder, splits=SPLITS, **options) -> Job:
+    return Job(splits, make_plan(splits, encoder), folder, **({"shard_bytes": SHARD_BYTES} | options))
+
+
+def write(folder, encoder, splits=SPLITS, **options):
+    assert writer.work(job_of(folder, encoder, splits, **options))
+
+
+def digests(folder) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def problems(folder) -> dict[str, str]:
+    return {file: problem for file, problem in store.verify(folder) if problem}
+
+
+def pixels(dataset) -> np.ndarray:
+    return np.stack([np.asarray(row["image"]) for row in dataset])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, small_encoder):
+    folder = tmp_path_factory.mktemp("writer") / "encrypted"
+    write(folder, small_encoder)
+    return folder
+
+
+def interrupt_after(batches: int, monkeypatch) -> None:
+    """Ctrl-C in the middle of the batch that follows `batches` whole ones."""
+    calls, encrypt = [], EncryptRows.__call__
+
+    def interrupted(self, *args):
+        calls.append(1)
+        if len(calls) > batches:
+            raise KeyboardInterrupt
+        return encrypt(self, *args)
+
+    monkeypatch.setattr(EncryptRows, "__call__", interrupted)
+
+
+# ---------------------------------------------------------------------------------------------------------- shards
+
+
+def test_units_follow_from_the_data(small_encoder):
+    job = job_of(Path("unused"), small_encoder)
+    assert [(unit.split, unit.start, unit.rows) for unit in units_of(job)] == [
+        ("train", 0, 64), ("train", 64, 64), ("train", 128, 64), ("train", 192, 48), ("test", 0, 64), ("test", 64, 36)
+    ]  # fmt: skip
+    assert len(units_of(job_of(Path("unused"), small_encoder, shard_bytes=10**9))) == 2
+    assert job_of(Path("unused"), small_encoder, shard_bytes=1).shard_rows == writer.BATCH_SIZE
+
+
+def test_again_gives_the_same_bytes(finished, small_encoder, tmp_path):
+    write(tmp_path / "again", small_encoder)
+    assert digests(tmp_path / "again") == digests(finished)
+
+
+def test_an_empty_split_is_kept(small_encoder, tmp_path):
+    splits = {"train": make_dataset(4), "test": make_dataset(4).select([])}
+    write(tmp_path / "encrypted", small_encoder, splits)
+    loaded = load_from_disk(str(tmp_path / "encrypted"))
+    assert len(loaded["test"]) == 0 and loaded["test"].features == loaded["train"].features
+    assert not problems(tmp_path / "encrypted")
+
+
+# ---------------------------------------------------------------------------------------------------------- resuming
+
+
+@pytest.mark.parametrize("batches", [0, 1, 3, 5])
+def test_interrupted_and_resumed_gives_the_same_bytes(batches, finished, small_encoder, tmp_path, monkeypatch):
+    folder = tmp_path / "encrypted"
+    interrupt_after(batches, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        write(folder, small_encoder)
+    monkeypatch.undo()
+    with pytest.raises(FileNotFoundError):
+        load_from_disk(str(folder))
+    with pytest.raises(DatasetError, match="unfinished: run the same"):
+        store.read_manifest(folder)
+    kept = {path: path.stat().st_mtime_ns for split in SPLITS for path in (folder / split).glob("*.arrow")}
+    assert len(kept) == batches
+    write(folder, small_encoder)
+    assert digests(folder) == digests(finished)
+    assert all(path.stat().st_mtime_ns == written for path, written in kept.items()), "a finished shard was redone"
+
+
+@pytest.mark.parametrize("step", ["_split_files", "_write_listed", "checksum", "write_whole"])
+def test_crash_while_completing_is_no_loss(step, finished, small_encoder, tmp_path, monkeypatch):
+    def crash(*args):
+        if step != "write_whole" or args[0].name == store.MANIFEST:
+            raise KeyboardInterrupt
+        return store.write_whole(*args)
+
+    monkeypatch.setattr(writer, step, crash)
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "encrypted", small_encoder)
+    monkeypatch.undo()
+    assert store.is_unfinished(tmp_path / "encrypted")
+    write(tmp_path / "encrypted", small_encoder)
+    assert digests(tmp_path / "encrypted") == digests(finished)
+
+
+def test_crash_while_tidying_up_is_no_loss(finished, small_encoder, tmp_path, monkeypatch):
+    def crash(path, **options):
+        if path.name == store.UNFINISHED:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(writer.shutil, "rmtree", crash)
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "encrypted", small_encoder)
+    monkeypatch.undo()
+    assert store.read_manifest(tmp_path / "encrypted") == store.read_manifest(finished)
+    assert not problems(tmp_path / "encrypted")
+
+
+def test_another_job_in_the_same_folder_is_refused(small_encoder, key_file, tmp_path, monkeypatch):
+    folder = tmp_path / "encrypted"
+    interrupt_after(2, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        write(folder, small_encoder)
+    monkeypatch.undo()
+    before = digests(folder)
+    other_key = load_encoder(SMALL, SecretKey.load(key_file))
+    other_config = load_encoder(EncoderConfig(image_size=32, patch_size=8, depth=3, width=64), small_encoder.key)
+    for encoder, splits, options, difference in [
+        (other_key, SPLITS, {}, "another key"),
+        (other_config, SPLITS, {}, "another config"),
+        (small_encoder, {"train": make_dataset(239)}, {}, "another source and another rows"),
+        (small_encoder, SPLITS, {"shard_bytes": 10**9}, "another shard size"),
+    ]:
+        with pytest.raises(DatasetError, match=difference):
+            write(folder, encoder, splits, **options)
+        assert digests(folder) == before
+
+
+def test_a_finished_or_foreign_folder_is_never_touched(finished, small_encoder, tmp_path):
+    before = digests(finished)
+    with pytest.raises(DatasetError, match="already holds a finished"):
+        write(finished, small_encoder)
+    assert digests(finished) == before
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(DatasetError, match="not empty"):
+        write(tmp_path, small_encoder)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["thesis.txt"]
+
+
+def test_a_second_writer_is_told_who_is_at_work(small_encoder, tmp_path, monkeypatch):
+    folder, encrypt = tmp_path / "encrypted", EncryptRows.__call__
+
+    def second_writer(self, *args):
+        monkeypatch.setattr(EncryptRows, "__call__", encrypt)
+        for place in ((0, 1), (0, 2), (1, 2)):
+            with pytest.raises(DatasetError, match=f"process {os.getpid()} on .* is writing"):
+                writer.work(job_of(folder, small_encoder), *place)
+        return encrypt(self, *args)
+
+    monkeypatch.setattr(EncryptRows, "__call__", second_writer)
+    write(folder, small_encoder)
+    assert not problems(folder)
+
+
+def test_a_stale_lock_does_not_count(finished, small_encoder, tmp_path, monkeypatch):
+    folder = tmp_path / "encrypted"
+    interrupt_after(1, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        write(folder, small_encoder)
+    monkeypatch.undo()
+    (folder / ".unfinished" / "locks" / "3-of-7").write_text("process 1 on a machine that is gone")
+    write(folder, small_encoder)
+    assert digests(folder) == digests(finished)
+
+
+# ---------------------------------------------------------------------------------------------------------- workers
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 20])
+def test_ranks_one_after_the_other(world_size, finished, small_encoder, tmp_path):
+    folder = tmp_path / "encrypted"
+    complete = [writer.work(job_of(folder, small_encoder), rank, world_size) for rank in range(world_size)]
+    assert complete.index(True) == min(world_size, 6) - 1, "complete exactly when the last unit is done"
+    assert all(complete[complete.index(True) :])
+    assert digests(folder) == digests(finished)
+
+
+def test_three_ranks_of_which_one_is_killed_then_two_finish(key_file, tmp_path):
+    """Ranks are processes; SIGKILL, which nothing can catch, comes in the middle of a shard."""
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from tests.test_writer import *\n"
+        "encoder = load_encoder(SMALL, SecretKey.load(sys.argv[2]))\n"
+        "rank, world_size, slow = map(int, sys.argv[4:])\n"
+        "encrypt = EncryptRows.__call__\n"
+        "def slowly(self, *args):\n"
+        "    print('working', flush=True)\n"
+        "    time.sleep(slow)\n"
+        "    return encrypt(self, *args)\n"
+        "EncryptRows.__call__ = slowly\n"
+        "writer.work(job_of(Path(sys.argv[3]), encoder), rank, world_size)\n"
+    )
+
+    def rank(folder: str, rank: int, world_size: int, slow: int = 0) -> subprocess.Popen:
+        words = [sys.executable, "-c", script, str(ROOT), str(key_file), str(tmp_path / folder)]
+        return subprocess.Popen([*words, str(rank), str(world_size), str(slow)], stdout=subprocess.PIPE, text=True)
+
+    assert rank("whole", 0, 1).wait(120) == 0
+    team = [rank("killed", 0, 3), rank("killed", 1, 3), rank("killed", 2, 3, slow=60)]
+    assert team[2].stdout.readline() == "working\n"
+    team[2].send_signal(signal.SIGKILL)
+    assert [process.wait(120) for process in team] == [0, 0, -signal.SIGKILL]
+    assert store.is_unfinished(tmp_path / "killed")
+    assert [process.wait(120) for process in (rank("killed", 0, 2), rank("killed", 1, 2))] == [0, 0]
+    assert digests(tmp_path / "killed") == digests(tmp_path / "whole")
+
+
+def test_worker_processes(key_file, tmp_path):
+    encoder = load_encoder(SMALL, SecretKey.load(key_file))
+    assert encrypt_to_folder(job_of(tmp_path / "one", encoder))
+    assert encrypt_to_folder(job_of(tmp_path / "two", encoder), num_proc=2)
+    assert digests(tmp_path / "two") == digests(tmp_path / "one")
+    with pytest.raises(DatasetError, match="already holds"):
+        encrypt_to_folder(job_of(tmp_path / "two", encoder), num_proc=2)
+
+
+def test_a_worker_process_that_fails_says_why(small_encoder, key_file, tmp_path):
+    with pytest.raises(NeuraCryptError, match="never pickled"):
+        encrypt_to_folder(job_of(tmp_path / "unsendable", small_encoder), num_proc=2)
+    (tmp_path / "bad.png").write_bytes(b"")
+    splits = {"train": Dataset.from_dict({"image": [str(tmp_path / "bad.png")] * 70}).cast_column("image", Image())}
+    encoder = load_encoder(SMALL, SecretKey.load(key_file))
+    with pytest.raises(NeuraCryptError, match=r"row (0|64) cannot be encrypted"):
+        encrypt_to_folder(job_of(tmp_path / "failing", encoder, splits), num_proc=2)
+    PIL.Image.new("RGB", (32, 32)).save(tmp_path / "bad.png")
+    assert encrypt_to_folder(job_of(tmp_path / "failing", encoder, splits))
+
+
+def test_workers_end_with_their_parent(key_file, tmp_path):
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from tests.test_writer import *\n"
+        "if __name__ == '__main__':\n"
+        "    encoder = load_encoder(SMALL, SecretKey.load(sys.argv[2]))\n"
+        "    splits = {'train': make_dataset(20_000)}\n"
+        "    print('ready', flush=True)\n"
+        "    encrypt_to_folder(job_of(Path(sys.argv[3]), encoder, splits), num_proc=2)\n"
+    )
+    (tmp_path / "main.py").write_text(script)
+    words = [sys.executable, str(tmp_path / "main.py"), str(ROOT), str(key_file), str(tmp_path / "encrypted")]
+    parent = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    parent.stdout.readline()
+    notes, deadline = tmp_path / "encrypted" / ".unfinished" / "notes", time.monotonic() + 60
+    while not (notes.exists() and list(notes.iterdir())) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    parent.kill()
+    parent.wait()
+    time.sleep(2)
+    before = len(list(notes.iterdir()))
+    time.sleep(1)
+    assert 0 < before == len(list(notes.iterdir())), "a worker goes on without its parent"
+
+
+# ---------------------------------------------------------------------------------------------------------- streams
+
+
+def stream_of(dataset, shards: int = 1) -> IterableDataset:
+    return dataset.to_iterable_dataset(num_shards=shards)
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_a_stream_gives_the_rows_of_the_dataset(shards, finished, small_encoder, tmp_path):
+    splits = {name: stream_of(split, shards) for name, split in SPLITS.items()}
+    write(tmp_path / "encrypted", small_encoder, splits)
+    loaded, expected = load_from_disk(str(tmp_path / "encrypted")), load_from_disk(str(finished))
+    for name in SPLITS:
+        np.testing.assert_array_equal(pixels(loaded[name]), pixels(expected[name]))
+        assert loaded[name]["label"] == expected[name]["label"]
+    assert len(list((tmp_path / "encrypted" / "train").glob("*.arrow"))) == (4 if shards == 1 else 6)
+    assert not problems(tmp_path / "encrypted")
+
+
+@pytest.mark.parametrize("batches", [0, 1, 2, 3, 5])
+def test_an_interrupted_stream_continues_to_the_same_bytes(batches, small_encoder, tmp_path, monkeypatch):
+    splits = {"train": stream_of(SPLITS["train"]), "test": stream_of(SPLITS["test"], 2)}
+    write(tmp_path / "whole", small_encoder, splits)
+    interrupt_after(batches, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "resumed", small_encoder, splits)
+    monkeypatch.undo()
+    write(tmp_path / "resumed", small_encoder, splits)
+    assert digests(tmp_path / "resumed") == digests(tmp_path / "whole")
+
+
+def test_a_stream_is_never_held(small_encoder, tmp_path):
+    """When a row is read, all but the last few batches are already encrypted."""
+    read, encrypted, largest = [0], [0], [0]
+
+    def rows():
+        for row in make_dataset(64):
+            for _ in range(20):
+                read[0] += 1
+                largest[0] = max(largest[0], read[0] - encrypted[0])
+                yield row
+
+    splits = {"train": IterableDataset.from_generator(rows)}
+    job = job_of(tmp_path / "encrypted", small_encoder, splits)
+    assert writer.work(job, progress=lambda count: encrypted.__setitem__(0, encrypted[0] + count))
+    assert encrypted[0] == 1280 and largest[0] <= 4 * writer.BATCH_SIZE
+
+
+def test_an_empty_stream_shard(small_encoder, tmp_path):
+    splits = {"train": stream_of(make_dataset(128)).filter(lambda row, index: index < 64, with_indices=True)}
+    write(tmp_path / "encrypted", small_encoder, splits)
+    assert len(load_from_disk(str(tmp_path / "encrypted"))["train"]) == 64
+
+
+# ---------------------------------------------------------------------------------------------------------- bad rows
+
+
+@pytest.fixture
+def some_bad(tmp_path) -> dict[str, Dataset]:
+    """130 rows, of which 3, 70 and 71 cannot be read."""
+    PIL.Image.new("RGB", (20, 20), "red").save(tmp_path / "good.png")
+    (tmp_path / "jane_roe.png").write_bytes(b"not an image")
+    names = ["jane_roe.png" if row in (3, 70, 71) else "good.png" for row in range(130)]
+    rows = {"image": [str(tmp_path / name) for name in names], "label": list(range(130))}
+    return {"train": Dataset.from_dict(rows).cast_column("image", Image())}
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_skipped_rows_are_listed(streamed, some_bad, small_encoder, tmp_path):
+    splits = {"train": stream_of(some_bad["train"])} if streamed else some_bad
+    write(tmp_path / "encrypted", small_encoder, splits, skip=True)
+    loaded = load_from_disk(str(tmp_path / "encrypted"))["train"]
+    assert loaded["label"] == [row for row in range(130) if row not in (3, 70, 71)]
+    text = (tmp_path / "encrypted" / "rejected.jsonl").read_text()
+    rejected = [json.loads(line) for line in text.splitlines()]
+    assert [(each["split"], each["row"]) for each in rejected] == [("train", 3), ("train", 70), ("train", 71)]
+    assert all("format" in each["reason"] for each in rejected) and "jane" not in text
+    assert store.read_manifest(tmp_path / "encrypted")["rows"] == {"train": 127}
+    assert not problems(tmp_path / "encrypted")
+
+
+def test_too_many_bad_rows_stop_the_job(some_bad, small_encoder, tmp_path):
+    with pytest.raises(DatasetError, match=r"2 of 130 rows .*--max-bad-fraction 0\.01|3 of 130 rows"):
+        write(tmp_path / "encrypted", small_encoder, some_bad, skip=True, max_bad_fraction=0.01)
+    assert store.is_unfinished(tmp_path / "encrypted")
+    write(tmp_path / "encrypted", small_encoder, some_bad, skip=True, max_bad_fraction=0.5)
+
+
+def test_a_bad_row_stops_and_leaves_a_resumable_folder(some_bad, small_encoder, tmp_path):
+    with pytest.raises(DatasetError, match="row 3 cannot"):
+        write(tmp_path / "encrypted", small_encoder, some_bad)
+    PIL.Image.new("RGB", (20, 20)).save(tmp_path / "jane_roe.png")
+    write(tmp_path / "encrypted", small_encoder, some_bad)
+    assert len(load_from_disk(str(tmp_path / "encrypted"))["train"]) == 130
+    assert not (tmp_path / "encrypted" / "rejected.jsonl").exists()
+
+
+# ---------------------------------------------------------------------------------------------------------- the disk
+
+
+def test_a_full_disk_is_one_error_and_no_loss(key_file, plain_folder, tmp_path):
+    """RLIMIT_FSIZE lets no file grow beyond 50 kB: a shard of 76 kB cannot be written."""
+    words = ["encrypt", "--dataset", plain_folder, "--key-file", key_file, *SMALL_FLAGS, "--output"]
+    limited = (
+        "import resource, runpy, signal, sys\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
+        "sys.argv[0] = 'hf-neuracrypt'; from hf_neuracrypt.cli import main; main()\n"
+    )
+    (tmp_path / "limited.py").write_text(limited)
+    failed = subprocess.run(
+        [sys.executable, str(tmp_path / "limited.py"), *map(str, words), str(tmp_path / "encrypted")],
+        capture_output=True, text=True, timeout=120, env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert_one_line_error(failed, "File too large")
+    assert store.is_unfinished(tmp_path / "encrypted")
+    assert command(*words, tmp_path / "encrypted").returncode == 0
+    assert command(*words, tmp_path / "again").returncode == 0
+    assert digests(tmp_path / "encrypted") == digests(tmp_path / "again")
