@@ -200,6 +200,8 @@ def main() -> None:
     with one_line_errors():
         try:
             status = app(standalone_mode=False)
+            if status == 130:  # what Typer makes of Ctrl-C
+                raise KeyboardInterrupt
         except typer.Abort:
             raise KeyboardInterrupt from None
         except Exception as error:

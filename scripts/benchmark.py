@@ -1,9 +1,14 @@
 """Measure the product on this machine. Ratios are taken within one run, in turns, and medians are reported.
 
-python scripts/benchmark.py encoder
+python scripts/benchmark.py encoder   # the encoder alone, on images in memory; add --device cuda for a GPU
+python scripts/benchmark.py encrypt   # from stored images to a finished folder, stage by stage
+python scripts/benchmark.py memory    # peak memory of 2,000 and of 20,000 images
+python scripts/benchmark.py crash     # kill the job at random moments, resume, compare; flip bits, verify
 
 `encoder`: images/s of the exact encoder with each kind of product, of the float32 network it stands for, and of bare
 int8 matrix products of the same sizes, which nothing can beat that multiplies these matrices; latency of one image.
+`encrypt` and `memory` take `--dataset`, any that `hf-neuracrypt encrypt` takes; without it, they make one from the
+photos that come with scikit-image and scikit-learn.
 """
 
 import argparse
@@ -13,6 +18,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import benchmark_jobs
 import torch
 
 from hf_neuracrypt.configuration import EncoderConfig
@@ -125,6 +131,7 @@ def print_encoder(result: dict) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", help="also write the figures to this JSON file")
     commands = parser.add_subparsers(required=True, metavar="WHAT")
     encoder = commands.add_parser("encoder", help="the encoder alone, on images in memory")
     encoder.add_argument("--batch", type=int, default=64)
@@ -133,7 +140,19 @@ def main() -> None:
     encoder.add_argument("--device", default="cpu", help="cpu or cuda")
     encoder.add_argument("--rounds", type=int, default=15, help="measurements of each job, taken in turns")
     encoder.set_defaults(run=benchmark_encoder)
-    parser.add_argument("--output", help="also write the figures to this JSON file")
+    encrypt = commands.add_parser("encrypt", help="from stored images to a finished folder, stage by stage")
+    encrypt.add_argument("--dataset", help="default: photos of scikit-image and scikit-learn")
+    encrypt.add_argument("--rows", type=int, default=2000)
+    encrypt.add_argument("--rounds", type=int, default=3)
+    encrypt.set_defaults(run=benchmark_jobs.encrypt)
+    memory = commands.add_parser("memory", help="peak memory against the number of images")
+    memory.add_argument("--rows", type=int, nargs=2, default=(2000, 20000))
+    memory.set_defaults(run=benchmark_jobs.memory)
+    crash = commands.add_parser("crash", help="SIGKILL at random moments, resume, compare; flip bits, verify")
+    crash.add_argument("--trials", type=int, default=50)
+    crash.add_argument("--flips", type=int, default=200)
+    crash.add_argument("--seed", type=int, default=0)
+    crash.set_defaults(run=benchmark_jobs.crash)
     args = parser.parse_args()
     environment = {
         "torch": torch.__version__,

@@ -2,7 +2,10 @@
 
 import json
 import os
+import signal
 import stat
+import subprocess
+import sys
 import time
 
 import pytest
@@ -11,7 +14,7 @@ from PIL import Image
 
 from hf_neuracrypt import SecretKey
 from hf_neuracrypt.store import read_manifest
-from tests.conftest import SMALL_FLAGS, assert_one_line_error, command, make_dataset, make_images
+from tests.conftest import ROOT, SMALL_FLAGS, assert_one_line_error, command, make_dataset, make_images
 
 
 def encrypt(dataset, key_file, output, *flags):
@@ -216,3 +219,48 @@ def test_bad_input_to_predict(key_file, vit_config, tmp_path):
     (vit_config / "config.json").write_text(json.dumps(config | {"neuracrypt": "yes"}))
     result = command("predict", "--key-file", key_file, "--model", vit_config, tmp_path / "photo.png")
     assert_one_line_error(result, "neuracrypt")
+
+
+# ------------------------------------------------------------------------------------------------------------ bad rows
+
+
+def test_skip_lists_rows_and_says_so_in_the_status(key_file, tmp_path):
+    (tmp_path / "photos").mkdir()
+    for index in range(20):
+        Image.fromarray(make_images(1, 32)[0]).save(tmp_path / "photos" / f"jane_{index:02d}.png")
+    (tmp_path / "photos" / "jane_07.png").write_bytes(b"")
+    result = encrypt(tmp_path / "photos", key_file, tmp_path / "out", "--on-error", "skip")
+    assert result.returncode == 3, result.stderr
+    assert "1 rows could not be encrypted" in result.stderr and "jane" not in result.stderr
+    (line,) = (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()
+    assert json.loads(line)["row"] == 7
+    assert len(load_from_disk(str(tmp_path / "out"))["train"]) == 19
+    few = encrypt(tmp_path / "photos", key_file, tmp_path / "few", "--on-error", "skip", "--max-bad-fraction", 0.01)
+    assert_one_line_error(few, "1 of 20 rows", "--max-bad-fraction 0.01")
+    assert_one_line_error(encrypt(tmp_path / "photos", key_file, tmp_path / "x", "--on-error", "guess"), "guess")
+
+
+@pytest.mark.parametrize("sent, status", [(signal.SIGINT, 130), (signal.SIGTERM, 130)])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_signals_leave_a_job_that_continues(sent, status, processes, key_file, tmp_path):
+    make_dataset(3000, size=32).save_to_disk(str(tmp_path / "plain"))
+    words = [
+        "encrypt", "--dataset", tmp_path / "plain", "--key-file", key_file, "--output", tmp_path / "out",
+        "--shard-size", 1, "--num-proc", processes,
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hf_neuracrypt.cli", *map(str, words)],
+        stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True,
+    )  # fmt: skip
+    notes, deadline = tmp_path / "out" / ".unfinished" / "notes", time.monotonic() + 60
+    while not (notes.exists() and list(notes.iterdir())) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, sent) if sent == signal.SIGINT else process.send_signal(sent)
+    stderr = process.communicate(timeout=30)[1]
+    assert process.returncode == status and "interrupted" in stderr and "Traceback" not in stderr
+    done = len(list(notes.iterdir()))
+    assert 0 < done
+    again = command(*words)
+    assert again.returncode == 0, again.stderr
+    assert command("verify", tmp_path / "out").returncode == 0
+    assert len(load_from_disk(str(tmp_path / "out"))["train"]) == 3000
