@@ -13,6 +13,7 @@ import json
 from collections.abc import Callable, Sequence
 
 import datasets
+import numpy as np
 import torch
 from datasets import (
     ClassLabel,
@@ -117,10 +118,12 @@ class EncryptRows:
         self.rejected: list[dict] = []
 
     def __call__(self, batch: dict[str, list], indices: list[int]) -> dict[str, list]:
-        images, labels, good = [], [], []
+        size = self.encoder.config.image_size
+        images = np.empty((len(indices), size, size, 3), np.uint8)
+        labels, good = [], []
         for position, index in enumerate(indices):
             try:
-                image = prepare(batch[self.columns.image][position], self.encoder.config)
+                images[len(good)] = prepare(batch[self.columns.image][position], self.encoder.config)
                 if self.columns.label is not None:
                     labels.append(self.labels.encode(batch[self.columns.label][position]))
             except (ImageError, DatasetError) as error:
@@ -129,19 +132,16 @@ class EncryptRows:
                     raise DatasetError(f"row {self.first_row + index} cannot be encrypted: {error}") from None
                 self.rejected.append({"row": self.first_row + index, "reason": str(error)})
                 continue
-            images.append(torch.from_numpy(image))
             good.append(position)
-        rows: dict[str, list] = {"image": self._encrypt(images)}
+        rows: dict[str, list] = {"image": self._encrypt(images[: len(good)])}
         if self.columns.label is not None:
             rows["label"] = labels
         if self.progress:
             self.progress(len(indices))
         return rows | {name: [batch[name][position] for position in good] for name in self.columns.kept}
 
-    def _encrypt(self, images: list[torch.Tensor]) -> list[dict]:
-        if not images:
-            return []
-        encrypted = self.encoder.encrypt(torch.stack(images).permute(0, 3, 1, 2))
+    def _encrypt(self, images: np.ndarray) -> list[dict]:
+        encrypted = self.encoder.encrypt(torch.from_numpy(images).permute(0, 3, 1, 2))
         pixels = encrypted.permute(0, 2, 3, 1).contiguous().numpy()
         return [{"bytes": to_png(image), "path": None} for image in pixels]
 

@@ -47,7 +47,7 @@ def prepare(source: object, config: EncoderConfig) -> np.ndarray:
     size = (config.image_size, config.image_size)
     if image.size != size:
         image = image.resize(size, Image.Resampling.BILINEAR)
-    return np.array(image)
+    return np.asarray(image)
 
 
 def to_rgb(image: Image.Image, background: str = "#ffffff") -> Image.Image:
@@ -95,7 +95,10 @@ def _open(source: object) -> Image.Image:
     if isinstance(source, Image.Image):
         image = source
     elif isinstance(source, np.ndarray | list):
-        return _from_array(np.asarray(source))
+        try:
+            return _from_array(np.asarray(source))
+        except ValueError:
+            raise ImageError("its rows have different lengths") from None
     elif isinstance(source, bytes):
         image = _decode(io.BytesIO(source))
     elif isinstance(source, str | Path):
@@ -110,9 +113,9 @@ def _local_file(path: str | Path) -> io.BytesIO:
     if "://" in str(path):
         raise ImageError("it is an address, not a file: images are never fetched while encrypting")
     try:
+        if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for, a device never ends
+            raise ImageError("it is not a regular file")
         with open(path, "rb") as file:
-            if not os.path.isfile(path):
-                raise ImageError("it is not a regular file")
             return io.BytesIO(file.read())
     except OSError as error:
         raise ImageError(f"its file cannot be read: {error.strerror}") from None

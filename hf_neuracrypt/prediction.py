@@ -7,6 +7,7 @@ before any work, not chance accuracy after it.
 import json
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -55,10 +56,10 @@ def encrypt_images(images: Sequence[object], record: Record, key: SecretKey, nam
     plain = []
     for image, name in zip(images, names, strict=True):
         try:
-            plain.append(torch.from_numpy(prepare(image, record.config)))
+            plain.append(prepare(image, record.config))
         except ImageError as error:
             raise ImageError(f"{name} cannot be encrypted: {error}") from None
-    encrypted = load_encoder(record.config, key).encrypt(torch.stack(plain).permute(0, 3, 1, 2))
+    encrypted = load_encoder(record.config, key).encrypt(torch.from_numpy(np.stack(plain)).permute(0, 3, 1, 2))
     return [Image.fromarray(pixels) for pixels in encrypted.permute(0, 2, 3, 1).contiguous().numpy()]
 
 

@@ -69,6 +69,7 @@ def _run_processes(job: Job, num_proc: int, rank: int, world_size: int, bar: tqd
         for process in processes:
             if process.pid is not None:
                 process.terminate()
+                process.join()  # its lock is free from here on
 
 
 def _worker(job: Job, rank: int, world_size: int, threads: int, failures) -> None:

@@ -243,7 +243,7 @@ def test_skip_lists_rows_and_says_so_in_the_status(key_file, tmp_path):
 @pytest.mark.parametrize("sent, status", [(signal.SIGINT, 130), (signal.SIGTERM, 130)])
 @pytest.mark.parametrize("processes", [1, 2])
 def test_signals_leave_a_job_that_continues(sent, status, processes, key_file, tmp_path):
-    make_dataset(3000, size=32).save_to_disk(str(tmp_path / "plain"))
+    make_dataset(800, size=32).save_to_disk(str(tmp_path / "plain"))
     words = [
         "encrypt", "--dataset", tmp_path / "plain", "--key-file", key_file, "--output", tmp_path / "out",
         "--shard-size", 1, "--num-proc", processes,
@@ -263,4 +263,4 @@ def test_signals_leave_a_job_that_continues(sent, status, processes, key_file, t
     again = command(*words)
     assert again.returncode == 0, again.stderr
     assert command("verify", tmp_path / "out").returncode == 0
-    assert len(load_from_disk(str(tmp_path / "out"))["train"]) == 3000
+    assert len(load_from_disk(str(tmp_path / "out"))["train"]) == 800

@@ -4,6 +4,7 @@ import torch
 
 from hf_neuracrypt.configuration import EncoderConfig
 from hf_neuracrypt.encoders.color_neuracrypt import ColorNeuraCrypt
+from hf_neuracrypt.errors import ConfigError
 from hf_neuracrypt.keys import SecretKey
 
 
@@ -19,6 +20,13 @@ def load_encoder(
         config: public parameters.
         key: the secret key.
         device: where the encoder computes; the bytes are the same everywhere.
-        compile: use torch.compile; worth its start-up time for jobs of more than some 10,000 images.
+        compile: use torch.compile where the products are not fused; worth its start-up time for long jobs.
+
+    Raises:
+        ConfigError: there is no such device here.
     """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch raises either for a device it lacks
+        raise ConfigError(f"device {device} cannot be used here: {str(error).splitlines()[0]}") from None
     return ENCODERS[config.algorithm](config, key, device=device, compile=compile)
