@@ -124,7 +124,7 @@ def encrypt(
     from hf_neuracrypt import store
     from hf_neuracrypt.dataset import make_plan
     from hf_neuracrypt.encoders import load_encoder
-    from hf_neuracrypt.sources import is_table, load_source
+    from hf_neuracrypt.sources import identity, is_table, load_source
     from hf_neuracrypt.workers import encrypt_to_folder
     from hf_neuracrypt.writer import Job
 
@@ -132,12 +132,16 @@ def encrypt(
     signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     if (Path(dataset) / store.MANIFEST).exists():
         raise DatasetError(f"{dataset} is already encrypted: encrypt the plain images instead")
-    splits = dict(load_source(dataset, is_table(dataset) if streaming is None else streaming))
+    streaming = is_table(dataset) if streaming is None else streaming
+    splits = dict(load_source(dataset, streaming))
     if max_rows is not None:
         splits = {name: _first_rows(split, max_rows) for name, split in splits.items()}
     encoder = load_encoder(config, key, device=device)
     plan = make_plan(splits, encoder, image_column, label_column, keep_column or (), hide_labels)
-    job = Job(splits, plan, output, dataset, shard_size * 1_000_000, on_error == OnError.skip, max_bad_fraction)
+    job = Job(
+        splits, plan, output, identity(dataset) if streaming else "", shard_size * 1_000_000,
+        skip=on_error == OnError.skip, max_bad_fraction=max_bad_fraction,
+    )  # fmt: skip
     if not encrypt_to_folder(job, num_proc, rank, world_size):
         return _note(f"Rank {rank} of {world_size} has done its part; {output} is complete when all have.")
     rows = store.read_manifest(output)["rows"]

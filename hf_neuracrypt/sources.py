@@ -27,6 +27,17 @@ def is_table(name: str) -> bool:
     return path.suffix in BUILDERS and path.is_file()
 
 
+def identity(name: str) -> str:
+    """What tells one source from another: the names, sizes and times of local files, else the Hub id itself."""
+    path = Path(name)
+    if not path.exists():
+        return name
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    return "\n".join(
+        f"{file.relative_to(path.parent)} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files
+    )
+
+
 def load_source(name: str, streaming: bool = False) -> DatasetDict | IterableDatasetDict:
     """Load the splits of a dataset.
 

@@ -56,7 +56,7 @@ class Job:
         splits: plain images by split; a stream is read once, from its start, and never held.
         plan: from `dataset.make_plan`.
         output: a new or empty folder, or an unfinished one of the same job.
-        source_name: what identifies streams, which have no fingerprint: the name they were loaded by.
+        stream_identity: tells streams from others, since they have no fingerprint of their own.
         shard_bytes: about how large a shard becomes.
         skip: leave out rows that cannot be encrypted instead of stopping.
         max_bad_fraction: with `skip`, the share of rows that may be left out.
@@ -65,7 +65,7 @@ class Job:
     splits: dict[str, Dataset | IterableDataset]
     plan: Plan
     output: Path
-    source_name: str = ""
+    stream_identity: str = ""
     shard_bytes: int = SHARD_BYTES
     skip: bool = False
     max_bad_fraction: float = MAX_BAD_FRACTION
@@ -83,7 +83,9 @@ class Job:
     def source_of(self, split: str) -> str:
         """The public fingerprint of a split's source under this plan."""
         data = self.splits[split]
-        identity = data._fingerprint if isinstance(data, Dataset) else f"{self.source_name} {split} {data.num_shards}"
+        identity = (
+            data._fingerprint if isinstance(data, Dataset) else f"{self.stream_identity} {split} {data.num_shards}"
+        )
         return self.plan.fingerprint(identity)
 
     def identity(self) -> dict:

@@ -292,6 +292,16 @@ def test_tables_are_not_copied_into_the_cache_in_clear(key_file, tmp_path):
     assert not list((tmp_path / "home").rglob("*.arrow"))
 
 
+def test_a_table_that_changed_is_another_source(key_file, tmp_path):
+    make_dataset(6, size=32).to_parquet(tmp_path / "plain.parquet")
+    bad = make_dataset(6, size=32).cast_column("img", Image(decode=False))
+    bad = bad.map(lambda row, index: {"img": {"bytes": b"", "path": None}} if index == 5 else {}, with_indices=True)
+    bad.to_parquet(tmp_path / "plain.parquet")
+    assert_one_line_error(encrypt(tmp_path / "plain.parquet", key_file, tmp_path / "out"), "row 5 cannot")
+    make_dataset(6, size=32).to_parquet(tmp_path / "plain.parquet")
+    assert_one_line_error(encrypt(tmp_path / "plain.parquet", key_file, tmp_path / "out"), "another source")
+
+
 def test_damaged_containers_are_one_line(key_file, tmp_path):
     plain = make_dataset(6, size=32)
     plain.to_parquet(tmp_path / "plain.parquet")

@@ -75,7 +75,7 @@ class Int8Product:
         return self.rescale(self.sums(h), self.bias, self.shift, self.low)
 
     def sums(self, h: torch.Tensor) -> torch.Tensor:
-        if h.is_cuda and (len(h) <= 16 or h.shape[1] % 8):  # what _int_mm refuses on CUDA
+        if h.is_cuda and (len(h) <= 16 or h.shape[1] % 8 or self.weight.shape[1] % 8):  # _int_mm refuses these on CUDA
             return torch.mm(h.float(), self.weight.float()).int()
         return torch._int_mm(h, self.weight)
 
