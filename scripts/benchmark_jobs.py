@@ -88,22 +88,26 @@ def encrypt(args: argparse.Namespace) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         SecretKey.generate().save(f"{folder}/a.key")
         key, rates = SecretKey.load(f"{folder}/a.key"), {}
-        variants = {
-            "exact encoder": (load_encoder(config, key), 1),
-            "exact encoder, 2 processes": (load_encoder(config, key), 2),
-            "identity encoder": (IdentityEncoder(config, key), 1),
-            "float32 network": (Float32Encoder(config, key), 1),
+        exact, threads = load_encoder(config, key), torch.get_num_threads()
+        variants = {  # encoder, processes, threads of a process
+            "exact encoder": (exact, 1, threads),
+            "exact encoder, 1 thread": (exact, 1, 1),
+            "exact encoder, 2 processes": (exact, 2, threads),
+            "identity encoder": (IdentityEncoder(config, key), 1, threads),
+            "float32 network": (Float32Encoder(config, key), 1, threads),
         }
         times: dict[str, list[float]] = {name: [] for name in variants}
         for turn in range(args.rounds):
-            for name, (encoder, processes) in variants.items():
+            for name, (encoder, processes, count) in variants.items():
+                torch.set_num_threads(count)
                 splits = {"train": split}
                 job = writer.Job(splits, make_plan(splits, encoder), Path(folder) / f"{turn}-{name}", shard_bytes=10**8)
                 start = time.perf_counter()
                 encrypt_to_folder(job, processes)
                 times[name].append(time.perf_counter() - start)
         rates = {name: len(split) / statistics.median(each) for name, each in times.items()}
-        stages = measure_stages(split, variants["exact encoder"][0], Path(folder))
+        torch.set_num_threads(threads)
+        stages = measure_stages(split, exact, Path(folder))
     slowest = min(stages, key=stages.__getitem__)
     one = rates["exact encoder"]
     result = {
@@ -113,6 +117,7 @@ def encrypt(args: argparse.Namespace) -> dict:
         "share_of_stages_in_sequence": one * sum(1 / rate for rate in stages.values()),
         "ratio_to_float32": one / rates["float32 network"],
         "ratio_two_processes": rates["exact encoder, 2 processes"] / one,
+        "ratio_two_processes_of_one_thread": rates["exact encoder, 2 processes"] / rates["exact encoder, 1 thread"],
     }
     print(f"\n{len(split):,} images to {config.image_size} px\n\n{'whole job':<32}{'images/s':>10}")
     for name, rate in rates.items():
@@ -125,7 +130,8 @@ def encrypt(args: argparse.Namespace) -> dict:
         f"\none process: {result['share_of_stages_in_sequence']:.0%} of what the stages one after the other allow, "
         f"{result['share_of_slowest_stage']:.0%} of what the slowest ({slowest}) alone allows; "
         f"{result['ratio_to_float32']:.1f} times the float32 network; "
-        f"two processes {result['ratio_two_processes']:.2f} times one"
+        f"two processes {result['ratio_two_processes']:.2f} times one with all threads, "
+        f"{result['ratio_two_processes_of_one_thread']:.2f} times one with one thread"
     )
     return result
 
