@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import datasets
 import numpy as np
@@ -121,9 +122,11 @@ class EncryptRows:
         size = self.encoder.config.image_size
         images = np.empty((len(indices), size, size, 3), np.uint8)
         labels, good = [], []
-        for position, index in enumerate(indices):
+        for position, (index, image) in enumerate(zip(indices, self._prepare(batch[self.columns.image]))):
             try:
-                images[len(good)] = prepare(batch[self.columns.image][position], self.encoder.config)
+                if isinstance(image, ImageError):
+                    raise image
+                images[len(good)] = image
                 if self.columns.label is not None:
                     labels.append(self.labels.encode(batch[self.columns.label][position]))
             except (ImageError, DatasetError) as error:
@@ -139,6 +142,21 @@ class EncryptRows:
         if self.progress:
             self.progress(len(indices))
         return rows | {name: [batch[name][position] for position in good] for name in self.columns.kept}
+
+    def _prepare(self, sources: list) -> list[np.ndarray | ImageError]:
+        """Decode and resize, on as many threads as torch uses: Pillow lets go of the interpreter while it works."""
+
+        def prepared(source: object) -> np.ndarray | ImageError:
+            try:
+                return prepare(source, self.encoder.config)
+            except ImageError as error:
+                return error
+
+        threads = min(torch.get_num_threads(), len(sources))
+        if threads <= 1:
+            return [prepared(source) for source in sources]
+        with ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(prepared, sources))
 
     def _encrypt(self, images: np.ndarray) -> list[dict]:
         encrypted = self.encoder.encrypt(torch.from_numpy(images).permute(0, 3, 1, 2))

@@ -13,6 +13,7 @@ Notable decisions
 import io
 import os
 import struct
+import threading
 import warnings
 import zlib
 from pathlib import Path
@@ -28,6 +29,7 @@ from hf_neuracrypt.errors import ImageError
 # browsers and image editors write.
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
 MAX_PIXELS = 100_000_000
+_WARNINGS = threading.Lock()  # images are decoded on several threads; warning filters belong to all of them
 ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
 SIXTEEN_BIT_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 
@@ -125,7 +127,7 @@ def _local_file(path: str | Path) -> io.BytesIO:
 
 def _decode(file: io.BytesIO) -> Image.Image:
     try:
-        with warnings.catch_warnings():
+        with _WARNINGS, warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is checked below
             image = Image.open(file, formats=FORMATS)
     except UnidentifiedImageError:

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from datasets import (
     ClassLabel,
     Dataset,
@@ -19,7 +20,7 @@ from datasets import (
 from PIL import Image as PILImage
 
 from hf_neuracrypt import EncoderConfig, SecretKey, encrypt_dataset, load_encoder
-from hf_neuracrypt.dataset import EncryptRows
+from hf_neuracrypt.dataset import EncryptRows, make_plan
 from hf_neuracrypt.errors import ConfigError, DatasetError
 from hf_neuracrypt.images import prepare
 from hf_neuracrypt.record import Record, records_of
@@ -71,6 +72,22 @@ def test_worker_processes_give_the_same_rows(key_file):
 
 
 # ------------------------------------------------------------------------------------------------------- what is kept
+
+
+def test_decoding_on_several_threads_keeps_the_order(small_encoder):
+    """Good and bad rows, on one thread and on four."""
+    images = list(make_images(70, 20))
+    images[5] = images[69] = np.zeros((20, 20, 2), np.uint8)
+    results, threads = [], torch.get_num_threads()
+    try:
+        for count in (1, 4):
+            torch.set_num_threads(count)
+            function = make_plan({"train": make_dataset(1)}, small_encoder).rows(skip=True)
+            results.append((function({"img": images, "label": [0] * 70}, list(range(70))), function.rejected))
+    finally:
+        torch.set_num_threads(threads)
+    assert results[0] == results[1]
+    assert [each["row"] for each in results[0][1]] == [5, 69] and len(results[0][0]["image"]) == 68
 
 
 def test_columns_are_an_allow_list(small_encoder, tmp_path):

@@ -79,6 +79,14 @@ def test_verify_finds_any_flipped_bit(finished, tmp_path):
     assert not problems(folder)
 
 
+def test_verify_finds_changes_that_json_does_not_see(finished, tmp_path):
+    folder = copy_of(finished, tmp_path)
+    text = (folder / store.MANIFEST).read_text()
+    (folder / store.MANIFEST).write_text(text.replace("  ", " \t", 1))
+    with pytest.raises(DatasetError, match="fails its own checksum"):
+        problems(folder)
+
+
 def test_verify_names_missing_and_foreign_files(finished, tmp_path):
     folder = copy_of(finished, tmp_path)
     os.remove(folder / "test" / "state.json")
