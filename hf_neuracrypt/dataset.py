@@ -86,7 +86,8 @@ class Labels:
         """The stored label of a source label. Raises DatasetError for none, or one that is out of range."""
         if isinstance(value, str):
             if self.names is None or value not in self.names:
-                raise DatasetError(f"the label {value!r} is none of the {len(self.names or [])} names")
+                # Its text is not shown: it may be a diagnosis, or hold a person's name.
+                raise DatasetError(f"the label is a text that is none of the {len(self.names or [])} class names")
             value = self.names.index(value)
         if isinstance(value, bool) or not isinstance(value, int):
             raise DatasetError(f"the label is {type(value).__name__}, not a whole number or a name")

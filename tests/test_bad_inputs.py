@@ -234,6 +234,10 @@ def test_label_text_is_never_printed(small_encoder):
     features = Features({"image": Image(), "label": Value("string")})
     encrypted = encrypt_dataset(Dataset.from_dict(rows, features=features), small_encoder)
     assert encrypted.features["label"].names == ["a", "b"] and encrypted["label"] == [1, 0, 1]
+    plan = make_plan({"train": Dataset.from_dict(rows, features=features)}, small_encoder)
+    with pytest.raises(DatasetError, match="none of the 2 class names") as caught:
+        plan.labels.encode("Jane Roe, melanoma")
+    assert "Jane" not in str(caught.value)
     stream = Dataset.from_dict(rows, features=features).to_iterable_dataset()
     with pytest.raises(DatasetError, match="stream cannot be searched"):
         encrypt_dataset(stream, small_encoder)
