@@ -185,18 +185,19 @@ def _lock(output: Path, rank: int, world_size: int) -> Iterator[None]:
         if path != own and path.name.endswith(f"-of-{world_size}"):
             continue  # a worker of the same team has other units
         with open(path, "a+") as file:
-            _take(file, output)  # dropped again at once: only whether somebody holds it matters
+            # Only whether somebody holds it matters. Shared: workers of a team that look at the same time do not clash.
+            _take(file, output, fcntl.LOCK_SH)
     with open(own, "a+") as file:
-        _take(file, output)
+        _take(file, output, fcntl.LOCK_EX)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
         yield
 
 
-def _take(file, output: Path) -> None:
+def _take(file, output: Path, kind: int) -> None:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         file.seek(0)
         raise DatasetError(

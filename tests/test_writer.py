@@ -1,5 +1,6 @@
 """Jobs that encrypt into a folder: resumable to the same bytes, by any number of workers, never on top of something."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -199,6 +200,19 @@ def test_a_stale_lock_does_not_count(finished, small_encoder, tmp_path, monkeypa
     monkeypatch.undo()
     (folder / ".unfinished" / "locks" / "3-of-7").write_text("process 1 on a machine that is gone")
     write(folder, small_encoder)
+    assert digests(folder) == digests(finished)
+
+
+def test_teams_that_start_at_the_same_time_do_not_clash(finished, small_encoder, tmp_path, monkeypatch):
+    """Another worker of the team is just looking at the stale lock of an earlier team."""
+    folder = tmp_path / "encrypted"
+    interrupt_after(1, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        write(folder, small_encoder)
+    monkeypatch.undo()
+    with open(folder / ".unfinished" / "locks" / "0-of-1") as stale:
+        fcntl.flock(stale, fcntl.LOCK_SH)
+        assert [writer.work(job_of(folder, small_encoder), rank, 2) for rank in range(2)] == [False, True]
     assert digests(folder) == digests(finished)
 
 
