@@ -124,14 +124,14 @@ def encrypt(
     from hf_neuracrypt import store
     from hf_neuracrypt.dataset import make_plan
     from hf_neuracrypt.encoders import load_encoder
-    from hf_neuracrypt.sources import identity, is_table, load_source
+    from hf_neuracrypt.sources import identity, is_table, load_source, stored_record
     from hf_neuracrypt.workers import encrypt_to_folder
     from hf_neuracrypt.writer import Job
 
     # SIGTERM, as a cluster's scheduler sends it, ends the job like Ctrl-C: workers are told, locks are dropped.
     signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-    if (Path(dataset) / store.MANIFEST).exists():
-        raise DatasetError(f"{dataset} is already encrypted: encrypt the plain images instead")
+    if (record := stored_record(dataset)) is not None:
+        raise DatasetError(f"{dataset} is already encrypted (key {record.key_id}): encrypt the plain images instead")
     streaming = is_table(dataset) if streaming is None else streaming
     splits = dict(load_source(dataset, streaming))
     if max_rows is not None:

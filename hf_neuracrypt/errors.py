@@ -43,6 +43,11 @@ def one_line_errors() -> Iterator[None]:
         fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 2)
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, in one line; its name if it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def fail(text: str, status: int) -> NoReturn:
     """Print one line and end the process."""
     print(f"error: {' '.join(text.split())}", file=sys.stderr)

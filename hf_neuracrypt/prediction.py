@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from hf_neuracrypt.encoders import load_encoder
-from hf_neuracrypt.errors import ConfigError, ImageError, KeyMismatchError, NeuraCryptError
+from hf_neuracrypt.errors import ConfigError, ImageError, KeyMismatchError, NeuraCryptError, first_line
 from hf_neuracrypt.images import prepare
 from hf_neuracrypt.keys import SecretKey
 from hf_neuracrypt.record import Record
@@ -25,7 +25,7 @@ def load_model_config(model: str) -> object:
     try:
         return AutoConfig.from_pretrained(model)
     except (OSError, ValueError) as error:
-        raise NeuraCryptError(f"cannot load the model {model}: {str(error).strip().splitlines()[0]}") from None
+        raise NeuraCryptError(f"cannot load the model {model}: {first_line(error)}") from None
 
 
 def model_records(config: object) -> list[Record]:

@@ -4,8 +4,12 @@ from pathlib import Path
 
 import datasets
 from datasets import Dataset, DatasetDict, IterableDatasetDict
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
 
-from hf_neuracrypt.errors import DatasetError, NeuraCryptError
+from hf_neuracrypt.errors import DatasetError, NeuraCryptError, first_line
+from hf_neuracrypt.record import Record
+from hf_neuracrypt.store import MANIFEST, read_manifest
 
 
 BUILDERS = {
@@ -38,6 +42,23 @@ def identity(name: str) -> str:
     )
 
 
+def stored_record(name: str) -> Record | None:
+    """The record in the `neuracrypt.json` beside a local or published dataset; None for a plain one.
+
+    Raises:
+        DatasetError: the file is damaged, the folder unfinished, or the Hub cannot be reached.
+    """
+    folder = Path(name)
+    if not folder.exists():
+        try:
+            folder = Path(hf_hub_download(name, MANIFEST, repo_type="dataset")).parent
+        except (EntryNotFoundError, RepositoryNotFoundError, HFValidationError):
+            return None  # a plain dataset, or none at all: loading it says so
+        except Exception as error:
+            raise DatasetError(f"cannot reach the Hub for {name}: {first_line(error)}") from None
+    return Record.from_dict(read_manifest(folder)) if (folder / MANIFEST).exists() else None
+
+
 def load_source(name: str, streaming: bool = False) -> DatasetDict | IterableDatasetDict:
     """Load the splits of a dataset.
 
@@ -68,14 +89,12 @@ def load_source(name: str, streaming: bool = False) -> DatasetDict | IterableDat
     except NeuraCryptError:
         raise
     except Exception as error:  # builders raise whatever their file format's library raises
-        raise DatasetError(f"cannot load the dataset {name}: {_first_line(error)}") from error
+        raise DatasetError(f"cannot load the dataset {name}: {first_line(_innermost(error))}") from error
     if isinstance(loaded, Dataset):
         loaded = DatasetDict({str(loaded.split or "train"): loaded})
     return loaded
 
 
-def _first_line(error: Exception) -> str:
-    """The innermost reason in one line: `datasets` wraps it in "An error occurred while generating the dataset"."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _innermost(error: BaseException) -> BaseException:
+    """The reason behind the "An error occurred while generating the dataset" that `datasets` wraps it in."""
+    return error if error.__cause__ is None else _innermost(error.__cause__)

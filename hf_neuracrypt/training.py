@@ -7,13 +7,10 @@ grey levels to [-1, 1], which is what the stock `ViTImageProcessor` saved beside
 import copy
 import io
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Image, IterableDatasetDict
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
 from PIL import Image as PILImage
 from transformers import AutoModelForImageClassification, EvalPrediction, PreTrainedModel, ViTImageProcessorPil
 
@@ -23,8 +20,7 @@ from hf_neuracrypt.dataset import Columns, find_columns
 from hf_neuracrypt.errors import DatasetError, ImageError, KeyMismatchError, NeuraCryptError
 from hf_neuracrypt.prediction import load_model_config
 from hf_neuracrypt.record import Record, records_of
-from hf_neuracrypt.sources import load_source
-from hf_neuracrypt.store import MANIFEST, read_manifest
+from hf_neuracrypt.sources import load_source, stored_record
 
 
 @dataclass(frozen=True)
@@ -64,7 +60,7 @@ def load_splits(
     Raises:
         DatasetError: not found, unfinished, plain although `plain` is off, or the other way round.
     """
-    record = _stored_record(name)
+    record = stored_record(name)
     data = load_source(name)
     records = records_of(data) or ([record] if record else [])
     if not records and not plain:
@@ -81,20 +77,6 @@ def single_record(splits: Splits) -> Record | None:
         ids = ", ".join(record.key_id for record in splits.records)
         raise KeyMismatchError(f"the dataset mixes images of several keys or configs: {ids}")
     return splits.records[0] if splits.records else None
-
-
-def _stored_record(name: str) -> Record | None:
-    """The record in `neuracrypt.json` beside a local or published dataset."""
-    if Path(name).exists():
-        folder = Path(name)
-        return Record.from_dict(read_manifest(folder)) if (folder / MANIFEST).exists() else None
-    try:
-        file = Path(hf_hub_download(name, MANIFEST, repo_type="dataset"))
-    except (EntryNotFoundError, RepositoryNotFoundError, HFValidationError):
-        return None  # a plain dataset, or none at all: loading it says so
-    except Exception as error:
-        raise DatasetError(f"cannot reach the Hub for {name}: {str(error).splitlines()[0]}") from None
-    return Record.from_dict(read_manifest(file.parent))
 
 
 class Collator:

@@ -4,7 +4,7 @@ import torch
 
 from hf_neuracrypt.configuration import EncoderConfig
 from hf_neuracrypt.encoders.color_neuracrypt import ColorNeuraCrypt
-from hf_neuracrypt.errors import ConfigError
+from hf_neuracrypt.errors import ConfigError, first_line
 from hf_neuracrypt.keys import SecretKey
 
 
@@ -28,5 +28,5 @@ def load_encoder(
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch raises either for a device it lacks
-        raise ConfigError(f"device {device} cannot be used here: {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"device {device} cannot be used here: {first_line(error)}") from None
     return ENCODERS[config.algorithm](config, key, device=device, compile=compile)
