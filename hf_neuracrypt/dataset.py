@@ -13,7 +13,6 @@ import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-import datasets
 import numpy as np
 import torch
 from datasets import (
@@ -318,5 +317,5 @@ def _label_names(splits: dict, features: Features, label: str | None) -> list[st
 
 def _replace_info(info: DatasetInfo, new: DatasetInfo) -> None:
     """Nothing of the source's info goes on: its checksums and names hold paths of the owner's machine."""
-    for field in dataclasses.fields(datasets.DatasetInfo):
+    for field in dataclasses.fields(DatasetInfo):
         setattr(info, field.name, getattr(new, field.name))

@@ -44,7 +44,7 @@ def encrypt_to_folder(job: Job, num_proc: int = 1, rank: int = 0, world_size: in
 
 def _run_processes(job: Job, num_proc: int, rank: int, world_size: int, bar: tqdm) -> None:
     context = multiprocess.get_context("spawn")
-    failures = context.SimpleQueue()
+    failures, counted = context.SimpleQueue(), set()
     threads = max(1, (os.cpu_count() or 1) // num_proc)
     arguments = [(job, rank * num_proc + i, world_size * num_proc, threads, failures) for i in range(num_proc)]
     processes = [context.Process(target=_worker, args=each, daemon=True) for each in arguments]
@@ -53,7 +53,7 @@ def _run_processes(job: Job, num_proc: int, rank: int, world_size: int, bar: tqd
             process.start()
         while running := [process for process in processes if process.is_alive()]:
             wait([process.sentinel for process in running], timeout=0.5)
-            _show_progress(job, bar)
+            _show_progress(job, bar, counted)
             if not failures.empty():
                 raise NeuraCryptError(failures.get())
         if not failures.empty():
@@ -88,13 +88,15 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _show_progress(job: Job, bar: tqdm) -> None:
-    """Count the rows of finished shards; nothing to count once the folder is complete."""
+def _show_progress(job: Job, bar: tqdm, counted: set[str]) -> None:
+    """Count the rows of shards finished since the last call; nothing is left to count once the folder is complete."""
     try:
-        rows = sum(json.loads(path.read_text())["source_rows"] for path in job.notes.glob("*.json"))
+        for path in job.notes.glob("*.json"):
+            if path.name not in counted:
+                bar.update(json.loads(path.read_text())["source_rows"])
+                counted.add(path.name)
     except OSError:
         return
-    bar.update(rows - bar.n)
 
 
 @contextmanager

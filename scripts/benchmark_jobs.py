@@ -87,7 +87,7 @@ def encrypt(args: argparse.Namespace) -> dict:
     split, config = rows_of(args), EncoderConfig()
     with tempfile.TemporaryDirectory() as folder:
         SecretKey.generate().save(f"{folder}/a.key")
-        key, rates = SecretKey.load(f"{folder}/a.key"), {}
+        key = SecretKey.load(f"{folder}/a.key")
         exact, threads = load_encoder(config, key), torch.get_num_threads()
         variants = {  # encoder, processes, threads of a process
             "exact encoder": (exact, 1, threads),

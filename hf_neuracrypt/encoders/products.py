@@ -61,6 +61,7 @@ class Int8Product:
     """`torch._int_mm`, then add, shift and clamp in int32 (one fused kernel with `compile`)."""
 
     chunk_values = 1 << 19
+    dtype = torch.int8
 
     def __init__(self, layer: Layer, device: torch.device, compile: bool = False):
         self.weight = torch.from_numpy(layer.weight).to(device, self.dtype).t()
@@ -68,8 +69,6 @@ class Int8Product:
         self.bias = torch.from_numpy(layer.bias).to(device) + (1 << (layer.shift - 1))
         self.shift, self.low = layer.shift, layer.low
         self.rescale = torch.compile(_rescale_fused, dynamic=True) if compile else _rescale
-
-    dtype = torch.int8
 
     def __call__(self, h: torch.Tensor) -> torch.Tensor:
         return self.rescale(self.sums(h), self.bias, self.shift, self.low)
