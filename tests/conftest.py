@@ -7,6 +7,8 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 
+import hashlib
+import io
 import json
 import subprocess
 import sys
@@ -15,11 +17,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, IterableDataset
+from PIL import Image as PILImage
 
+from hf_neuracrypt import store, writer
 from hf_neuracrypt.configuration import EncoderConfig
+from hf_neuracrypt.dataset import EncryptRows, make_plan
 from hf_neuracrypt.encoders import load_encoder
 from hf_neuracrypt.keys import SecretKey
+from hf_neuracrypt.writer import Job
 
 
 ROOT = Path(__file__).parent.parent
@@ -89,6 +95,13 @@ def vit_config(tmp_path) -> Path:
     return tmp_path / "tiny-vit"
 
 
+def encoded(image: PILImage.Image, kind: str, **options) -> bytes:
+    """The bytes of an image file."""
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
 def batch(images: np.ndarray) -> torch.Tensor:
     """(B, S, S, 3) -> (B, 3, S, S)."""
     return torch.from_numpy(images).permute(0, 3, 1, 2)
@@ -116,3 +129,62 @@ def assert_one_line_error(result: subprocess.CompletedProcess, *fragments: str) 
     assert len(errors) == 1, result.stderr
     for fragment in fragments:
         assert fragment in errors[0], errors[0]
+
+
+# ------------------------------------------------------------------------------------------- jobs that fill a folder
+
+SHARD_BYTES = 250_000  # 64 rows of 32 px
+SPLITS = {"train": make_dataset(240), "test": make_dataset(100, seed=1)}
+
+
+def job_of(folder, encoder, splits=None, **options) -> Job:
+    splits = splits or SPLITS
+    return Job(splits, make_plan(splits, encoder), folder, **({"shard_bytes": SHARD_BYTES} | options))
+
+
+def write(folder, encoder, splits=None, **options):
+    assert writer.work(job_of(folder, encoder, splits, **options))
+
+
+def write_interrupted(batches: int, monkeypatch, folder, encoder, splits=None) -> None:
+    """`write`, with Ctrl-C in the middle of the batch that follows `batches` whole ones."""
+    calls, encrypt = [], EncryptRows.__call__
+
+    def interrupted(self, *args):
+        calls.append(1)
+        if len(calls) > batches:
+            raise KeyboardInterrupt
+        return encrypt(self, *args)
+
+    monkeypatch.setattr(EncryptRows, "__call__", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write(folder, encoder, splits)
+    monkeypatch.undo()
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, small_encoder) -> Path:
+    """SPLITS, encrypted in one go."""
+    folder = tmp_path_factory.mktemp("writer") / "encrypted"
+    write(folder, small_encoder)
+    return folder
+
+
+def digests(folder) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def problems(folder) -> dict[str, str]:
+    return {file: problem for file, problem in store.verify(folder) if problem}
+
+
+def pixels(dataset) -> np.ndarray:
+    return np.stack([np.asarray(row["image"]) for row in dataset])
+
+
+def stream_of(dataset, shards: int = 1) -> IterableDataset:
+    return dataset.to_iterable_dataset(num_shards=shards)

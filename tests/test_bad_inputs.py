@@ -20,17 +20,11 @@ from hf_neuracrypt import encrypt_dataset, store, writer
 from hf_neuracrypt.dataset import make_plan
 from hf_neuracrypt.errors import DatasetError
 from hf_neuracrypt.images import prepare
-from tests.conftest import SMALL, SMALL_FLAGS, assert_one_line_error, batch, command, make_dataset, make_images
+from tests.conftest import SMALL, SMALL_FLAGS, assert_one_line_error, batch, command, encoded, make_dataset, make_images
 
 
 PIXELS = make_images(1, 32)[0]
 PHOTO = PILImage.fromarray(PIXELS)
-
-
-def encoded(image: PILImage.Image, kind: str, **options) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
 
 
 PNG, JPEG = encoded(PHOTO, "PNG"), encoded(PILImage.fromarray(make_images(1, 96)[0]), "JPEG", quality=95)

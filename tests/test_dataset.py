@@ -24,11 +24,7 @@ from hf_neuracrypt.dataset import EncryptRows, make_plan
 from hf_neuracrypt.errors import ConfigError, DatasetError
 from hf_neuracrypt.images import prepare
 from hf_neuracrypt.record import Record, records_of
-from tests.conftest import SMALL, batch, make_dataset, make_images
-
-
-def pixels(dataset) -> np.ndarray:
-    return np.stack([np.asarray(row["image"]) for row in dataset])
+from tests.conftest import SMALL, batch, make_dataset, make_images, pixels
 
 
 def test_pixels_are_those_of_the_encoder(small_encoder):

@@ -11,17 +11,11 @@ from PIL import Image
 from hf_neuracrypt.configuration import EncoderConfig
 from hf_neuracrypt.errors import ImageError
 from hf_neuracrypt.images import MAX_PIXELS, prepare, to_png, to_rgb
-from tests.conftest import make_images
+from tests.conftest import encoded, make_images
 
 
 CONFIG = EncoderConfig(image_size=32, patch_size=8)
 PIXELS = make_images(1, 32)[0]
-
-
-def encoded(image: Image.Image, kind: str, **options) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
 
 
 # ------------------------------------------------------------------------------------------------------------ sources

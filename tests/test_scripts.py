@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from hf_neuracrypt import store
-from tests.conftest import ROOT, SMALL_FLAGS, assert_one_line_error, command, make_dataset
-from tests.test_writer import digests
+from tests.conftest import ROOT, SMALL_FLAGS, assert_one_line_error, command, digests, make_dataset
 
 
 @pytest.fixture

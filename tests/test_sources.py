@@ -6,8 +6,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from hf_neuracrypt import cli, sources
 from hf_neuracrypt.errors import DatasetError
 from hf_neuracrypt.sources import stored_record
-from tests.conftest import SMALL, make_dataset
-from tests.test_writer import write
+from tests.conftest import SMALL, make_dataset, write
 
 
 @pytest.fixture

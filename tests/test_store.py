@@ -13,15 +13,7 @@ from hf_neuracrypt import store
 from hf_neuracrypt.dataset import make_plan
 from hf_neuracrypt.errors import DatasetError
 from hf_neuracrypt.record import records_of
-from tests.conftest import SMALL
-from tests.test_writer import SPLITS, digests, problems, write
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory, small_encoder):
-    folder = tmp_path_factory.mktemp("store") / "encrypted"
-    write(folder, small_encoder)
-    return folder
+from tests.conftest import SMALL, SPLITS, digests, problems
 
 
 def test_layout_and_content(finished, small_encoder):

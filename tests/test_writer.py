@@ -1,13 +1,11 @@
 """Jobs that encrypt into a folder: resumable to the same bytes, by any number of workers, never on top of something."""
 
 import fcntl
-import hashlib
 import json
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -16,59 +14,25 @@ import pytest
 from datasets import Dataset, Image, IterableDataset, load_from_disk
 
 from hf_neuracrypt import EncoderConfig, SecretKey, load_encoder, store, writer
-from hf_neuracrypt.dataset import EncryptRows, make_plan
-from hf_neuracrypt.errors import DatasetError, NeuraCryptError
-from hf_neuracrypt.workers import encrypt_to_folder
-from hf_neuracrypt.writer import Job, units_of
-from tests.conftest import ROOT, SMALL, SMALL_FLAGS, assert_one_line_error, command, make_dataset
-
-
-SPLITS = {"train": make_dataset(240), "test": make_dataset(100, seed=1)}
-SHARD_BYTES = 250_000  # 64 rows of 32 px
-
-
-def job_of(folder, encoder, splits=SPLITS, **options) -> Job:
-    return Job(splits, make_plan(splits, encoder), folder, **({"shard_bytes": SHARD_BYTES} | options))
-
-
-def write(folder, encoder, splits=SPLITS, **options):
-    assert writer.work(job_of(folder, encoder, splits, **options))
-
-
-def digests(folder) -> dict[str, str]:
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
-def problems(folder) -> dict[str, str]:
-    return {file: problem for file, problem in store.verify(folder) if problem}
-
-
-def pixels(dataset) -> np.ndarray:
-    return np.stack([np.asarray(row["image"]) for row in dataset])
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory, small_encoder):
-    folder = tmp_path_factory.mktemp("writer") / "encrypted"
-    write(folder, small_encoder)
-    return folder
-
-
-def interrupt_after(batches: int, monkeypatch) -> None:
-    """Ctrl-C in the middle of the batch that follows `batches` whole ones."""
-    calls, encrypt = [], EncryptRows.__call__
-
-    def interrupted(self, *args):
-        calls.append(1)
-        if len(calls) > batches:
-            raise KeyboardInterrupt
-        return encrypt(self, *args)
-
-    monkeypatch.setattr(EncryptRows, "__call__", interrupted)
+from hf_neuracrypt.dataset import EncryptRows
+from hf_neuracrypt.errors import DatasetError
+from hf_neuracrypt.writer import units_of
+from tests.conftest import (
+    ROOT,
+    SMALL,
+    SMALL_FLAGS,
+    SPLITS,
+    assert_one_line_error,
+    command,
+    digests,
+    job_of,
+    make_dataset,
+    pixels,
+    problems,
+    stream_of,
+    write,
+    write_interrupted,
+)
 
 
 # ---------------------------------------------------------------------------------------------------------- shards
@@ -102,10 +66,7 @@ def test_an_empty_split_is_kept(small_encoder, tmp_path):
 @pytest.mark.parametrize("batches", [0, 1, 3, 5])
 def test_interrupted_and_resumed_gives_the_same_bytes(batches, finished, small_encoder, tmp_path, monkeypatch):
     folder = tmp_path / "encrypted"
-    interrupt_after(batches, monkeypatch)
-    with pytest.raises(KeyboardInterrupt):
-        write(folder, small_encoder)
-    monkeypatch.undo()
+    write_interrupted(batches, monkeypatch, folder, small_encoder)
     with pytest.raises(FileNotFoundError):
         load_from_disk(str(folder))
     with pytest.raises(DatasetError, match="unfinished: run the same"):
@@ -148,10 +109,7 @@ def test_crash_while_tidying_up_is_no_loss(finished, small_encoder, tmp_path, mo
 
 def test_another_job_in_the_same_folder_is_refused(small_encoder, key_file, tmp_path, monkeypatch):
     folder = tmp_path / "encrypted"
-    interrupt_after(2, monkeypatch)
-    with pytest.raises(KeyboardInterrupt):
-        write(folder, small_encoder)
-    monkeypatch.undo()
+    write_interrupted(2, monkeypatch, folder, small_encoder)
     before = digests(folder)
     other_key = load_encoder(SMALL, SecretKey.load(key_file))
     other_config = load_encoder(EncoderConfig(image_size=32, patch_size=8, depth=3, width=64), small_encoder.key)
@@ -194,10 +152,7 @@ def test_a_second_writer_is_told_who_is_at_work(small_encoder, tmp_path, monkeyp
 
 def test_a_stale_lock_does_not_count(finished, small_encoder, tmp_path, monkeypatch):
     folder = tmp_path / "encrypted"
-    interrupt_after(1, monkeypatch)
-    with pytest.raises(KeyboardInterrupt):
-        write(folder, small_encoder)
-    monkeypatch.undo()
+    write_interrupted(1, monkeypatch, folder, small_encoder)
     (folder / ".unfinished" / "locks" / "3-of-7").write_text("process 1 on a machine that is gone")
     write(folder, small_encoder)
     assert digests(folder) == digests(finished)
@@ -206,17 +161,14 @@ def test_a_stale_lock_does_not_count(finished, small_encoder, tmp_path, monkeypa
 def test_teams_that_start_at_the_same_time_do_not_clash(finished, small_encoder, tmp_path, monkeypatch):
     """Another worker of the team is just looking at the stale lock of an earlier team."""
     folder = tmp_path / "encrypted"
-    interrupt_after(1, monkeypatch)
-    with pytest.raises(KeyboardInterrupt):
-        write(folder, small_encoder)
-    monkeypatch.undo()
+    write_interrupted(1, monkeypatch, folder, small_encoder)
     with open(folder / ".unfinished" / "locks" / "0-of-1") as stale:
         fcntl.flock(stale, fcntl.LOCK_SH)
         assert [writer.work(job_of(folder, small_encoder), rank, 2) for rank in range(2)] == [False, True]
     assert digests(folder) == digests(finished)
 
 
-# ---------------------------------------------------------------------------------------------------------- workers
+# ------------------------------------------------------------------------------------------------------------ ranks
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 20])
@@ -232,7 +184,11 @@ def test_three_ranks_of_which_one_is_killed_then_two_finish(key_file, tmp_path):
     """Ranks are processes; SIGKILL, which nothing can catch, comes in the middle of a shard."""
     script = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from tests.test_writer import *\n"
+        "import time\n"
+        "from pathlib import Path\n"
+        "from hf_neuracrypt import SecretKey, load_encoder, writer\n"
+        "from hf_neuracrypt.dataset import EncryptRows\n"
+        "from tests.conftest import SMALL, job_of\n"
         "encoder = load_encoder(SMALL, SecretKey.load(sys.argv[2]))\n"
         "rank, world_size, slow = map(int, sys.argv[4:])\n"
         "encrypt = EncryptRows.__call__\n"
@@ -258,57 +214,7 @@ def test_three_ranks_of_which_one_is_killed_then_two_finish(key_file, tmp_path):
     assert digests(tmp_path / "killed") == digests(tmp_path / "whole")
 
 
-def test_worker_processes(key_file, tmp_path):
-    encoder = load_encoder(SMALL, SecretKey.load(key_file))
-    assert encrypt_to_folder(job_of(tmp_path / "one", encoder))
-    assert encrypt_to_folder(job_of(tmp_path / "two", encoder), num_proc=2)
-    assert digests(tmp_path / "two") == digests(tmp_path / "one")
-    with pytest.raises(DatasetError, match="already holds"):
-        encrypt_to_folder(job_of(tmp_path / "two", encoder), num_proc=2)
-
-
-def test_a_worker_process_that_fails_says_why(small_encoder, key_file, tmp_path):
-    with pytest.raises(NeuraCryptError, match="never pickled"):
-        encrypt_to_folder(job_of(tmp_path / "unsendable", small_encoder), num_proc=2)
-    (tmp_path / "bad.png").write_bytes(b"")
-    splits = {"train": Dataset.from_dict({"image": [str(tmp_path / "bad.png")] * 70}).cast_column("image", Image())}
-    encoder = load_encoder(SMALL, SecretKey.load(key_file))
-    with pytest.raises(NeuraCryptError, match=r"row (0|64) cannot be encrypted"):
-        encrypt_to_folder(job_of(tmp_path / "failing", encoder, splits), num_proc=2)
-    PIL.Image.new("RGB", (32, 32)).save(tmp_path / "bad.png")
-    assert encrypt_to_folder(job_of(tmp_path / "failing", encoder, splits))
-
-
-def test_workers_end_with_their_parent(key_file, tmp_path):
-    script = (
-        "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from tests.test_writer import *\n"
-        "if __name__ == '__main__':\n"
-        "    encoder = load_encoder(SMALL, SecretKey.load(sys.argv[2]))\n"
-        "    splits = {'train': make_dataset(20_000)}\n"
-        "    print('ready', flush=True)\n"
-        "    encrypt_to_folder(job_of(Path(sys.argv[3]), encoder, splits), num_proc=2)\n"
-    )
-    (tmp_path / "main.py").write_text(script)
-    words = [sys.executable, str(tmp_path / "main.py"), str(ROOT), str(key_file), str(tmp_path / "encrypted")]
-    parent = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    parent.stdout.readline()
-    notes, deadline = tmp_path / "encrypted" / ".unfinished" / "notes", time.monotonic() + 60
-    while not (notes.exists() and list(notes.iterdir())) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    parent.kill()
-    parent.wait()
-    time.sleep(2)
-    before = len(list(notes.iterdir()))
-    time.sleep(1)
-    assert 0 < before == len(list(notes.iterdir())) < 20_000 // writer.BATCH_SIZE, "a worker goes on without its parent"
-
-
 # ---------------------------------------------------------------------------------------------------------- streams
-
-
-def stream_of(dataset, shards: int = 1) -> IterableDataset:
-    return dataset.to_iterable_dataset(num_shards=shards)
 
 
 @pytest.mark.parametrize("shards", [1, 3])
@@ -327,10 +233,7 @@ def test_a_stream_gives_the_rows_of_the_dataset(shards, finished, small_encoder,
 def test_an_interrupted_stream_continues_to_the_same_bytes(batches, small_encoder, tmp_path, monkeypatch):
     splits = {"train": stream_of(SPLITS["train"]), "test": stream_of(SPLITS["test"], 2)}
     write(tmp_path / "whole", small_encoder, splits)
-    interrupt_after(batches, monkeypatch)
-    with pytest.raises(KeyboardInterrupt):
-        write(tmp_path / "resumed", small_encoder, splits)
-    monkeypatch.undo()
+    write_interrupted(batches, monkeypatch, tmp_path / "resumed", small_encoder, splits)
     write(tmp_path / "resumed", small_encoder, splits)
     assert digests(tmp_path / "resumed") == digests(tmp_path / "whole")
 
