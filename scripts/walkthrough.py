@@ -66,38 +66,42 @@ def evaluate(model: Path, dataset: Path, result: Path, *flags: str) -> float:
     return json.loads(result.read_text())["accuracy"]
 
 
-def draw(output: Path, plain: Path, examples: list[Path], answers: dict[str, list[str]]) -> None:
-    """plain | encrypted | encrypted with the wrong key, with what the model says of each."""
-    import matplotlib
-    from matplotlib import pyplot
+def show_examples(output: Path, examples: list[Path]) -> None:
+    """picture.png: plain | encrypted | encrypted with the wrong key, with what the model says of each."""
     from PIL import Image
+    from transformers import pipeline
 
     from hf_neuracrypt import SecretKey
     from hf_neuracrypt.prediction import encrypt_images, load_model_config, model_records
 
-    matplotlib.use("Agg")
-    record = model_records(load_model_config(str(output / "model")))[0]
-    rows = {"plain": [Image.open(path) for path in examples]}
+    model = str(output / "model")
+    record, names = model_records(load_model_config(model))[0], [str(path) for path in examples]
+    rows = {"plain": [(Image.open(path), "") for path in examples]}
+    classify = pipeline("image-classification", model=model)
     for title, key_file in (("encrypted", "hospital.key"), ("wrong key", "wrong.key")):
-        key = SecretKey.load(output / key_file)
-        rows[title] = encrypt_images(examples, record, key, [str(path) for path in examples])
-    figure, axes = pyplot.subplots(len(rows), len(examples), figsize=(1.3 * len(examples), 4.6), squeeze=False)
-    for line, (title, images) in zip(axes, rows.items()):
-        for axis, image, answer in zip(line, images, answers[title]):
+        encrypted = encrypt_images(examples, record, SecretKey.load(output / key_file), names)
+        answers = classify(encrypted, top_k=1)
+        rows[title] = [(image, f"→ {answer[0]['label']}") for image, answer in zip(encrypted, answers)]
+    draw(output / "picture.png", rows)
+
+
+def draw(picture: Path, rows: dict[str, list[tuple]]) -> None:
+    """A grid: a titled row for each entry of `rows`, (image, caption) side by side."""
+    import matplotlib
+    from matplotlib import pyplot
+
+    matplotlib.use("Agg")
+    columns = max(len(row) for row in rows.values())
+    figure, axes = pyplot.subplots(len(rows), columns, figsize=(1.3 * columns, 4.6), squeeze=False)
+    for line, (title, row) in zip(axes, rows.items()):
+        for axis, (image, caption) in zip(line, row):
             axis.imshow(image, cmap="gray", vmin=0, vmax=255)
             axis.set_xticks([])
             axis.set_yticks([])
-            axis.set_xlabel(answer, fontsize=9)
+            axis.set_xlabel(caption, fontsize=9)
         line[0].set_ylabel(title, fontsize=11)
     figure.tight_layout()
-    figure.savefig(output / "picture.png", dpi=130)
-
-
-def say(model: Path, images: list) -> list[str]:
-    """What the model answers to images that are already in the form it was trained on."""
-    from transformers import pipeline
-
-    return [f"→ {answer[0]['label']}" for answer in pipeline("image-classification", model=str(model))(images, top_k=1)]
+    figure.savefig(picture, dpi=130)
 
 
 def main() -> None:
@@ -127,17 +131,7 @@ def main() -> None:
     run("hf-neuracrypt", "encrypt", "--dataset", plain, "--key-file", wrong, "--output", output / "wrong", *ENCODER)
     accuracy["wrong key"] = evaluate(output / "model", output / "wrong", output / "wrong.json", "--any_key")
 
-    from hf_neuracrypt import SecretKey
-    from hf_neuracrypt.prediction import encrypt_images, load_model_config, model_records
-
-    record = model_records(load_model_config(str(output / "model")))[0]
-    names = [str(path) for path in examples]
-    queries = {
-        "encrypted": encrypt_images(examples, record, SecretKey.load(key), names),
-        "wrong key": encrypt_images(examples, record, SecretKey.load(wrong), names),
-    }
-    answers = {title: say(output / "model", images) for title, images in queries.items()}
-    draw(output, plain, examples, {"plain": [""] * len(examples)} | answers)
+    show_examples(output, examples)
     print(f"\n{'trained and asked on':<32}accuracy on 360 digits of other writers")
     rows = {
         "plain": "plain images",
