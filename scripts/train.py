@@ -1,17 +1,18 @@
 """Fine-tune a stock Vision Transformer on an encrypted dataset. This runs in the cloud; it needs no key.
 
-accelerate launch scripts/train.py --dataset_name encrypted/ \
-    --model_name_or_path google/vit-base-patch16-224-in21k --output_dir model/ \
-    --num_train_epochs 3 --per_device_train_batch_size 32 --learning_rate 1e-4
+accelerate launch scripts/train.py --dataset_name encrypted/ --public_images photos-of-the-same-kind/ \
+    --model_name_or_path google/vit-base-patch16-224-in21k --output_dir model/
 
-Every flag of transformers' TrainingArguments is understood; one argument ending in .json or .yaml is read as a file of
-flags. `--plain` trains the baseline on plain images, with the same code. The same command again continues an
-interrupted run from its last checkpoint.
+Every flag of transformers' TrainingArguments is understood; those that are not given come from the `--recipe`. One
+argument ending in .json or .yaml is read as a file of flags. `--plain` trains the baseline on plain images, with the
+same code. The same command again continues an interrupted run from its last checkpoint.
 """
 
+import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from hf_neuracrypt.errors import KeyMismatchError, NeuraCryptError, fail, one_line_errors
 
@@ -20,6 +21,21 @@ from hf_neuracrypt.errors import KeyMismatchError, NeuraCryptError, fail, one_li
 class ModelArguments:
     model_name_or_path: str | None = field(default=None, metadata={"help": "Folder or Hub id of pre-trained weights."})
     config_name: str | None = field(default=None, metadata={"help": "Config to start from with random weights."})
+    recipe: Literal["neuracrypt", "usual", "paper"] = field(
+        default="neuracrypt",
+        metadata={"help": "Defaults of the other flags: for ciphertexts; transformers' own; the paper's SGD."},
+    )
+    public_images: str | None = field(
+        default=None,
+        metadata={
+            "help": "Plain images anybody may see, of roughly the same kind, no labels: a folder or a Hub id. The "
+            "patch embedding then starts from what their statistics tell about the encryption."
+        },
+    )
+    class_weights: bool = field(default=False, metadata={"help": "Rare classes count as much as frequent ones."})
+    early_stopping: int | None = field(
+        default=None, metadata={"help": "Stop after this many evaluations without progress, and keep the best model."}
+    )
 
 
 @dataclass
@@ -37,12 +53,14 @@ class DataArguments:
 def main(model_args: ModelArguments, data_args: DataArguments, training_args) -> dict[str, float]:
     """Train, save, evaluate; returns the last metrics."""
     import torch
-    from transformers import Trainer, set_seed
+    from transformers import EarlyStoppingCallback, Trainer, set_seed
 
-    from hf_neuracrypt import training
+    from hf_neuracrypt import recipes, training
 
     if not (model_args.model_name_or_path or model_args.config_name):
         raise NeuraCryptError("give --model_name_or_path to fine-tune, or --config_name to train from random weights")
+    if model_args.public_images and (data_args.plain or not model_args.model_name_or_path):
+        raise NeuraCryptError("--public_images align encrypted images with a pre-trained --model_name_or_path")
     set_seed(training_args.seed)
     splits = training.load_splits(
         data_args.dataset_name, data_args.plain, data_args.image_column_name, data_args.label_column_name
@@ -57,6 +75,12 @@ def main(model_args: ModelArguments, data_args: DataArguments, training_args) ->
         record.config.image_size if record else data_args.image_size,
         record,
     )
+    if model_args.public_images and checkpoint is None:
+        recipes.aligned_start(model, train_split, splits.columns, model_args.public_images, training_args.seed)
+    loss = None
+    if model_args.class_weights:
+        loss = recipes.balanced_loss(list(train_split[splits.columns.label]), len(splits.label_names))
+    stopping = [EarlyStoppingCallback(model_args.early_stopping)] if model_args.early_stopping else None
     training_args.remove_unused_columns = False  # the collator picks the columns
     training_args.dataloader_pin_memory = training_args.dataloader_pin_memory and torch.cuda.is_available()
     trainer = Trainer(
@@ -67,6 +91,11 @@ def main(model_args: ModelArguments, data_args: DataArguments, training_args) ->
         data_collator=training.Collator(splits.columns, model.config.image_size, data_args.plain),
         processing_class=training.stock_processor(model.config.image_size, data_args.plain),
         compute_metrics=training.compute_accuracy,
+        compute_loss_func=loss,
+        callbacks=stopping,
+        optimizer_cls_and_kwargs=recipes.optimizer_of(
+            model_args.recipe, training_args, model, model_args.model_name_or_path is not None
+        ),
     )
     result = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
@@ -120,20 +149,41 @@ def find_checkpoint(training_args, record) -> str | None:
     return checkpoint
 
 
+def defaults(flags: dict) -> dict:
+    """What flags that are not given are, by the recipe and by what the given ones need."""
+    import torch
+
+    from hf_neuracrypt.recipes import RECIPES
+
+    recipe = flags.get("recipe") or "neuracrypt"
+    if recipe not in RECIPES:
+        raise NeuraCryptError(f"there is no recipe {recipe!r}: choose from {', '.join(RECIPES)}")
+    chosen = dict(RECIPES[recipe])
+    if torch.cuda.is_available():  # a GPU should not wait for PNGs; on a CPU, workers would take its cores
+        chosen["dataloader_num_workers"] = min(8, os.cpu_count() or 1)
+    if flags.get("early_stopping"):
+        chosen |= {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}
+        chosen |= {"metric_for_best_model": "accuracy", "save_total_limit": 1}
+    return chosen
+
+
 def parse(arguments: list[str]) -> tuple:
     """Flags, or one file of flags -> (ModelArguments, DataArguments, TrainingArguments)."""
+    import yaml
     from transformers import HfArgumentParser, TrainingArguments
 
     parser = HfArgumentParser((ModelArguments, DataArguments, TrainingArguments), description=__doc__)
     parser.error = lambda message: fail(f"{message} (see --help)", 2)
     try:
-        if len(arguments) == 1 and arguments[0].endswith(".json"):
-            parsed = parser.parse_json_file(arguments[0])
-        elif len(arguments) == 1 and arguments[0].endswith((".yaml", ".yml")):
-            parsed = parser.parse_yaml_file(arguments[0])
+        if len(arguments) == 1 and arguments[0].endswith((".json", ".yaml", ".yml")):
+            flags = yaml.safe_load(Path(arguments[0]).read_text())  # JSON is YAML
+            if not isinstance(flags, dict):
+                raise NeuraCryptError(f"{arguments[0]} is not a file of flags")
+            parsed = parser.parse_dict(defaults(flags) | flags)
         else:
+            parser.set_defaults(**defaults(vars(parser.parse_known_args(arguments)[0])))
             parsed = parser.parse_args_into_dataclasses(arguments)
-    except ValueError as error:
+    except (ValueError, yaml.YAMLError) as error:
         raise NeuraCryptError(f"{error} (see --help)") from None
     for name in ("dataset_name", "output_dir"):
         if not any(getattr(part, name, None) for part in parsed):

@@ -1,0 +1,120 @@
+"""How to train on ciphertexts: defaults of `scripts/train.py` by name, and the parts of them that are not plain flags.
+
+What each is worth is in model_cards/ablation.md. A flag that the user gives always wins over a recipe's.
+"""
+
+import logging
+from collections.abc import Callable
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+
+from hf_neuracrypt import alignment
+from hf_neuracrypt.dataset import Columns, find_columns
+from hf_neuracrypt.errors import DatasetError, NeuraCryptError
+from hf_neuracrypt.sources import load_source, stored_record
+from hf_neuracrypt.training import Collator, undecoded
+
+
+RECIPES = {
+    "neuracrypt": {
+        "learning_rate": 1e-4,
+        "warmup_steps": 0.1,  # of all steps
+        "lr_scheduler_type": "cosine",
+        "weight_decay": 0.05,
+        "num_train_epochs": 5,
+        "per_device_train_batch_size": 32,
+    },
+    "usual": {},  # what TrainingArguments says
+    # Color-NeuraCrypt's ViT runs: jeonsworld/ViT-pytorch with the paper's weight decay. They took 10,000 steps of 512
+    # images (--max_steps 10000 --per_device_train_batch_size 64 --gradient_accumulation_steps 8).
+    "paper": {
+        "optim": "sgd",
+        "learning_rate": 0.03,
+        "weight_decay": 5e-4,
+        "warmup_steps": 500,
+        "lr_scheduler_type": "cosine",
+        "max_grad_norm": 1.0,
+    },
+}
+EMBEDDING_FACTOR = 5  # the patch embedding and the head start further from their goal than the pre-trained rest
+
+
+def optimizer_of(recipe: str, args: TrainingArguments, model: PreTrainedModel, pretrained: bool) -> tuple[type, dict]:
+    """For `Trainer(optimizer_cls_and_kwargs=…)`: the optimiser that `args` name, with the recipe's parameter groups.
+
+    Args:
+        recipe: a name in RECIPES.
+        args: what the user and the recipe say.
+        model: whose parameters are trained.
+        pretrained: it does not start from random weights, so that its parts start at different distances.
+    """
+    cls, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
+    if recipe == "paper" and cls is torch.optim.SGD:
+        options.setdefault("momentum", 0.9)
+    if recipe == "neuracrypt" and pretrained:
+        fast, slow = [], []
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                (fast if "patch_embeddings" in name or name.startswith("classifier") else slow).append(parameter)
+        options["params"] = [
+            {"params": slow, "lr": args.learning_rate, "weight_decay": args.weight_decay},
+            {"params": fast, "lr": args.learning_rate * EMBEDDING_FACTOR, "weight_decay": args.weight_decay},
+        ]
+    return cls, options
+
+
+def aligned_start(model: PreTrainedModel, split: Dataset, columns: Columns, public_images: str, seed: int) -> None:
+    """Fold the map that `alignment` finds between ciphertexts and public images into the model's embeddings.
+
+    Args:
+        model: pre-trained on plain images; changed in place.
+        split: ciphertexts, all of one key, images undecoded.
+        columns: of `split`.
+        public_images: folder or Hub id of plain images of roughly the same kind; labels are not needed.
+        seed: chooses the images, where there are more than are needed.
+
+    Raises:
+        DatasetError: there are no such images, or they are encrypted.
+        NeuraCryptError: there are too few images on a side.
+    """
+    if stored_record(public_images) is not None:
+        raise DatasetError(f"{public_images} is encrypted: --public_images are plain images that anybody may see")
+    splits = load_source(public_images)
+    public = splits["train"] if "train" in splits else next(iter(splits.values()))
+    public_columns = Columns(find_columns(public.features, None, None).image, None)
+    size, patch_size = model.config.image_size, model.config.patch_size
+    cipher = _pixels(split, Collator(Columns(columns.image, None), size), patch_size, seed)
+    plain = _pixels(undecoded(public, public_columns), Collator(public_columns, size, plain=True), patch_size, seed)
+    alignment.fold(model, alignment.align(cipher, plain, patch_size, seed))
+    logging.getLogger(__name__).info("aligned %d ciphertexts with %d public images", len(cipher), len(plain))
+
+
+def _pixels(split: Dataset, collator: Collator, patch_size: int, seed: int) -> torch.Tensor:
+    """As many images as an alignment takes: float32 (B, 3, S, S)."""
+    count = min(len(split), alignment.MAX_PATCHES // (collator.size // patch_size) ** 2)
+    chosen = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))[:count].tolist()
+    parts = [split.select(chosen[start : start + 100]) for start in range(0, count, 100)]
+    if not parts:
+        raise NeuraCryptError("there are no images to align")
+    return torch.cat([collator(list(part))["pixel_values"] for part in parts])
+
+
+def balanced_loss(labels: list[int], classes: int) -> Callable:
+    """For `Trainer(compute_loss_func=…)`: cross-entropy in which every class counts the same, however rare.
+
+    Args:
+        labels: of the training split.
+        classes: how many there are; a class without images has no weight.
+    """
+    counts = torch.bincount(torch.tensor(labels), minlength=classes).float()
+    weight = torch.where(counts > 0, len(labels) / (counts.count_nonzero() * counts.clamp(min=1)), 0)
+
+    def loss(outputs, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None) -> torch.Tensor:
+        logits = outputs["logits"]
+        each = torch.nn.functional.cross_entropy(logits.float(), labels, weight.to(logits.device), reduction="none")
+        # With gradient accumulation, Trainer says how many images the whole step has.
+        return each.mean() if num_items_in_batch is None else each.sum() / num_items_in_batch
+
+    return loss
