@@ -5,6 +5,7 @@ What each is worth is in model_cards/ablation.md. A flag that the user gives alw
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from datasets import Dataset
@@ -83,9 +84,9 @@ def aligned_start(model: PreTrainedModel, split: Dataset, columns: Columns, publ
         raise DatasetError(f"{public_images} is encrypted: --public_images are plain images that anybody may see")
     splits = load_source(public_images)
     public = splits["train"] if "train" in splits else next(iter(splits.values()))
-    public_columns = Columns(find_columns(public.features, None, None).image, None)
+    public_columns = replace(find_columns(public.features, None, None), label=None)
     size, patch_size = model.config.image_size, model.config.patch_size
-    cipher = _pixels(split, Collator(Columns(columns.image, None), size), patch_size, seed)
+    cipher = _pixels(split, Collator(replace(columns, label=None), size), patch_size, seed)
     plain = _pixels(undecoded(public, public_columns), Collator(public_columns, size, plain=True), patch_size, seed)
     alignment.fold(model, alignment.align(cipher, plain, patch_size, seed))
     logging.getLogger(__name__).info("aligned %d ciphertexts with %d public images", len(cipher), len(plain))

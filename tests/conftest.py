@@ -121,6 +121,14 @@ def command(*words: object, stdin: str | None = None, **environment: str) -> sub
     )  # fmt: skip
 
 
+def launch(program: str, *words: object) -> subprocess.CompletedProcess:
+    """Run a launcher that is installed beside Python: torchrun, accelerate."""
+    return subprocess.run(
+        [str(Path(sys.executable).parent / program), *map(str, words)], capture_output=True, text=True, timeout=300,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
 def assert_one_line_error(result: subprocess.CompletedProcess, *fragments: str) -> None:
     """Status is not 0, and stderr ends in one line that says what is wrong, without a traceback."""
     assert result.returncode not in (0, 1), result.stderr

@@ -1,15 +1,11 @@
 """The launchers: `scripts/encrypt.py` under accelerate, torchrun and SLURM's variables, and the benchmark's trials."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from hf_neuracrypt import store
-from tests.conftest import ROOT, SMALL_FLAGS, assert_one_line_error, command, digests, make_dataset
+from tests.conftest import ROOT, SMALL_FLAGS, assert_one_line_error, command, digests, launch, make_dataset
 
 
 @pytest.fixture
@@ -18,13 +14,6 @@ def source(tmp_path, key_file) -> list:
     make_dataset(400, size=56).save_to_disk(str(tmp_path / "plain"))
     flags = ["--image-size", 56, "--patch-size", 14, "--width", 64, "--shard-size", 1]
     return ["--dataset", tmp_path / "plain", "--key-file", key_file, *flags, "--output"]
-
-
-def launch(program: str, *words: object) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [str(Path(sys.executable).parent / program), *map(str, words)], capture_output=True, text=True, timeout=300,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
 
 
 def test_every_launcher_gives_the_same_bytes(source, tmp_path):
