@@ -3,6 +3,7 @@
 python scripts/benchmark.py encoder   # the encoder alone, on images in memory; add --device cuda for a GPU
 python scripts/benchmark.py encrypt   # from stored images to a finished folder, stage by stage
 python scripts/benchmark.py memory    # peak memory of 2,000 and of 20,000 images
+python scripts/benchmark.py train     # steps on ciphertexts, on plain PNGs, with the usual pipeline on photos
 python scripts/benchmark.py crash     # kill the job at random moments, resume, compare; flip bits, verify
 
 `encoder`: images/s of the exact encoder with each kind of product, of the float32 network it stands for, and of bare
@@ -19,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import benchmark_jobs
+import benchmark_train
 import torch
 
 from hf_neuracrypt.configuration import EncoderConfig
@@ -148,6 +150,14 @@ def main() -> None:
     memory = commands.add_parser("memory", help="peak memory against the number of images")
     memory.add_argument("--rows", type=int, nargs=2, default=(2000, 20000))
     memory.set_defaults(run=benchmark_jobs.memory)
+    train = commands.add_parser("train", help="training steps: ciphertexts, plain PNGs, the usual pipeline")
+    train.add_argument("--batch", type=int, default=32)
+    train.add_argument("--rows", type=int, default=512)
+    train.add_argument("--image_size", type=int, default=224)
+    train.add_argument("--steps", type=int, default=15, help="measured steps of each, taken in turns")
+    train.add_argument("--workers", type=int, default=0, help="loader processes")
+    train.add_argument("--device", default="cpu", help="cpu or cuda")
+    train.set_defaults(run=benchmark_train.train)
     crash = commands.add_parser("crash", help="SIGKILL at random moments, resume, compare; flip bits, verify")
     crash.add_argument("--trials", type=int, default=50)
     crash.add_argument("--flips", type=int, default=200)

@@ -51,6 +51,18 @@ def test_crash_trials(tmp_path):
     assert figures["same_bytes"] == figures["trials"] == 3 and figures["found"] == figures["flips"] == 30
 
 
+def test_training_is_timed(tmp_path):
+    result = command(
+        "scripts/benchmark.py", "--output", tmp_path / "train.json",
+        "train", "--rows", 8, "--batch", 4, "--image_size", 32, "--steps", 1,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    figures = json.loads((tmp_path / "train.json").read_text())
+    rows = {name for name in figures if name.startswith("ViT-Tiny")}
+    assert rows == {f"ViT-Tiny, {source}" for source in ("ciphertext", "resized plain PNG", "usual pipeline")}
+    assert all(0 <= figures[name]["data"] <= 1 and figures[name]["images_per_second"] > 0 for name in rows)
+
+
 def test_small_flags_are_those_of_the_small_config():
     from tests.conftest import SMALL
 

@@ -1,0 +1,242 @@
+"""What each part of the recipe is worth: the same images, steps and seeds, with one thing changed in each row.
+
+python scripts/ablate.py --dataset cifar10 --model vit-tiny/ --output model_cards/ablation.json --seeds 3
+python scripts/ablate.py --output model_cards/ablation.json --draw
+
+It trains on the first images of the training split and tests on the first of the test split; images 10,000 on of the
+training split, without labels, are the public ones of the same kind, and crops of scikit-image's and scikit-learn's
+photos those of another kind. What the file already holds is not run again. Every start draws a new key. Images stay in
+memory and a bfloat16 loop stands in for `Trainer`: one cycle of the learning rate, AdamW, the rates of the recipe.
+"""
+
+import argparse
+import json
+import statistics
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm.auto import tqdm
+
+from hf_neuracrypt import EncoderConfig, SecretKey, load_encoder
+from hf_neuracrypt.alignment import align, fold
+from hf_neuracrypt.dataset import find_columns
+from hf_neuracrypt.errors import one_line_errors
+from hf_neuracrypt.images import prepare
+from hf_neuracrypt.recipes import EMBEDDING_FACTOR, RECIPES
+from hf_neuracrypt.sources import load_source
+from hf_neuracrypt.training import load_model
+
+
+RATE, DECAY = (RECIPES["neuracrypt"][name] for name in ("learning_rate", "weight_decay"))
+BATCH = RECIPES["neuracrypt"]["per_device_train_batch_size"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one row of the table does differently from learning on ciphertexts by their labels alone."""
+
+    title: str
+    plain: bool = False
+    public: str | None = None  # "same" or "photos"
+    cutmix: float = 0.0  # share of batches in which rectangles of whole patches come from another image
+    views: bool = False  # the owner encrypted five versions: the image, and four with shifts and flips
+    flip: bool = False  # ciphertexts are flipped: what one must not do
+
+
+ROWS = [
+    Row("plain images", plain=True),
+    Row("labels alone"),
+    Row("aligned start", public="same"),
+    Row("aligned start, unrelated photos", public="photos"),
+    Row("aligned start, patch CutMix", public="same", cutmix=0.5),
+    Row("aligned start, five encrypted views", public="same", views=True),
+    Row("aligned start, flipped ciphertexts", public="same", flip=True),
+]
+
+
+def to_float(pixels: torch.Tensor) -> torch.Tensor:
+    return pixels.float().div_(127.5).sub_(1)
+
+
+def photos(count: int, config: EncoderConfig) -> torch.Tensor:
+    """Random crops of the photos that come with two libraries, brought to 32 px and then, as CIFAR is, to the size."""
+    from skimage import data
+    from sklearn.datasets import load_sample_images
+
+    names = ("astronaut", "chelsea", "coffee", "rocket", "immunohistochemistry", "retina", "hubble_deep_field")
+    sources = [getattr(data, name)() for name in names] + list(load_sample_images().images)
+    generator, crops = np.random.default_rng(0), []
+    for index in range(count):
+        source = sources[index % len(sources)]
+        side = generator.integers(64, min(source.shape[:2]) + 1)
+        top, left = (generator.integers(0, length - side + 1) for length in source.shape[:2])
+        crop = Image.fromarray(source[top : top + side, left : left + side]).resize((32, 32), Image.Resampling.BOX)
+        crops.append(prepare(crop, config))
+    return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
+
+
+def shifted(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """A view of each plain image: moved by up to an eighth of its side, half of them flipped."""
+    reach, size, views = images.shape[-1] // 8, images.shape[-1], torch.empty_like(images)
+    for index, image in enumerate(images):
+        image = image.flip(-1) if torch.rand(1, generator=generator) < 0.5 else image
+        top, left = torch.randint(0, 2 * reach + 1, (2,), generator=generator).tolist()
+        padded = torch.nn.functional.pad(image[None].float(), (reach,) * 4, mode="reflect")[0]
+        views[index] = padded[:, top : top + size, left : left + size].byte()
+    return views
+
+
+class Data:
+    """Images in memory, uint8 (B, 3, S, S), plain and encrypted."""
+
+    def __init__(self, args: argparse.Namespace):
+        self.config, self.splits = EncoderConfig(image_size=args.image_size), load_source(args.dataset)
+        self.encoder = load_encoder(self.config, SecretKey.generate())
+        self.plain, self.labels = self._read("train", 0, args.train)
+        self.plain_test, self.test_labels = self._read("test", 0, args.test)
+        self.cipher, self.cipher_test = self.encrypt(self.plain), self.encrypt(self.plain_test)
+        self.args = args
+
+    def _read(self, split: str, start: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = self.splits[split].select(range(start, start + count))
+        columns = find_columns(rows.features, None, None)
+        images = np.stack([prepare(image, self.config) for image in rows[columns.image]])
+        return torch.from_numpy(images).permute(0, 3, 1, 2), torch.tensor(rows[columns.label])
+
+    def encrypt(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.encoder.encrypt(part) for part in images.split(64)])
+
+    def public(self, kind: str) -> torch.Tensor:
+        same = kind == "same"
+        return self._read("train", 10_000, 4_000)[0] if same else photos(4_000, self.config)
+
+    def versions(self, row: Row) -> list[torch.Tensor]:
+        """Training images, a tensor for each epoch in turn."""
+        if not row.views:
+            return [self.plain if row.plain else self.cipher]
+        generator = torch.Generator().manual_seed(0)
+        return [self.cipher, *(self.encrypt(shifted(self.plain, generator)) for _ in range(4))]
+
+
+def cutmix(images: torch.Tensor, patch: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """A rectangle of whole patches comes from another image: images, the others' order, the share that stayed."""
+    grid = images.shape[-1] // patch
+    height, width = torch.randint(1, grid - 1, (2,), generator=generator).tolist()
+    top = int(torch.randint(0, grid - height + 1, (1,), generator=generator)) * patch
+    left = int(torch.randint(0, grid - width + 1, (1,), generator=generator)) * patch
+    order = torch.randperm(len(images), generator=generator)
+    area = (..., slice(top, top + height * patch), slice(left, left + width * patch))
+    mixed = images.clone()
+    mixed[area] = images[order][area]
+    return mixed, order, 1 - height * width / grid**2
+
+
+def train(row: Row, data: Data, seed: int) -> dict:
+    """Accuracy after each epoch, and the last training loss."""
+    args, generator = data.args, torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
+    names = [str(label) for label in range(int(data.labels.max()) + 1)]
+    model = load_model(args.model, None, names, args.image_size, None)
+    if row.public:
+        fold(
+            model, align(to_float(data.cipher[:4000]), to_float(data.public(row.public)), data.config.patch_size, seed)
+        )
+    fast = [p for name, p in model.named_parameters() if "patch_embeddings" in name or name.startswith("classifier")]
+    slow = [p for p in model.parameters() if all(p is not other for other in fast)]
+    rates = [RATE, RATE * EMBEDDING_FACTOR]
+    groups = [{"params": group, "lr": rate} for group, rate in zip((slow, fast), rates)]
+    optimizer = torch.optim.AdamW(groups, weight_decay=DECAY)
+    versions, steps = data.versions(row), len(data.labels) // BATCH
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, args.epochs * steps, pct_start=0.1)
+    test = data.plain_test if row.plain else data.cipher_test
+    accuracies = []
+    for epoch in range(args.epochs):
+        total, images = 0.0, versions[epoch % len(versions)]
+        for index in torch.randperm(len(images), generator=generator).split(BATCH)[:steps]:
+            pixels, labels, other, share = to_float(images[index]), data.labels[index], None, 1.0
+            if row.flip and torch.rand(1, generator=generator) < 0.5:
+                pixels = pixels.flip(-1)
+            if torch.rand(1, generator=generator) < row.cutmix:
+                pixels, other, share = cutmix(pixels, data.config.patch_size, generator)
+            with torch.autocast("cpu", torch.bfloat16):
+                logits = model(pixel_values=pixels).logits
+                loss = torch.nn.functional.cross_entropy(logits, labels) * share
+                if other is not None:
+                    loss = loss + (1 - share) * torch.nn.functional.cross_entropy(logits, labels[other])
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            total += float(loss)
+        accuracies.append(accuracy(model, test, data.test_labels))
+    return {"accuracy": accuracies, "loss": total / steps}
+
+
+@torch.inference_mode()
+def accuracy(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
+    model.eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        answers = torch.cat([model(pixel_values=to_float(part)).logits.argmax(-1) for part in images.split(100)])
+    model.train()
+    return float((answers == labels).float().mean())
+
+
+def draw(results: list[dict], path: Path) -> None:
+    """A bar a row, a dot a seed; transparent, in colours that a light and a dark page both show."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    ink = "#808890"
+    titles = list(dict.fromkeys(f"{entry['row']} ({len(entry['accuracy'])} epochs)" for entry in results))[::-1]
+    figure, axes = pyplot.subplots(figsize=(8, 0.5 * len(titles) + 1))
+    for place, title in enumerate(titles):
+        values = [e["accuracy"][-1] for e in results if f"{e['row']} ({len(e['accuracy'])} epochs)" == title]
+        axes.barh(place, statistics.mean(values), color="#3b82c4", height=0.6)
+        axes.plot(values, [place] * len(values), "o", color="#e08a2b", markersize=4)
+        axes.text(statistics.mean(values) + 0.01, place, f"{statistics.mean(values):.3f}", va="center", color=ink)
+    axes.set_yticks(range(len(titles)), titles)
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("test accuracy", color=ink)
+    axes.tick_params(colors=ink)
+    for spine in axes.spines.values():
+        spine.set_color(ink)
+    figure.savefig(path, dpi=120, transparent=True, bbox_inches="tight")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", required=True, type=Path, help="JSON file; the chart is written beside it")
+    parser.add_argument("--dataset", help="plain images with the splits train and test: folder or Hub id")
+    parser.add_argument("--model", help="pre-trained ViT: folder or Hub id")
+    parser.add_argument("--rows", nargs="+", default=[row.title for row in ROWS], help="titles; default: all")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--train", type=int, default=4000)
+    parser.add_argument("--test", type=int, default=1000)
+    parser.add_argument("--image_size", type=int, default=112)
+    parser.add_argument("--draw", action="store_true", help="only draw the chart again")
+    args = parser.parse_args()
+    results = json.loads(args.output.read_text()) if args.output.exists() else []
+    if not args.draw:
+        if not (args.dataset and args.model):
+            parser.error("--dataset and --model are needed to train")
+        setting = {name: getattr(args, name) for name in ("train", "test", "image_size")}
+        data = Data(args)
+        for seed, row in tqdm([(seed, row) for seed in range(args.seeds) for row in ROWS if row.title in args.rows]):
+            wanted = {"row": row.title, "seed": seed, "setting": setting}
+            done = [e for e in results if {name: e[name] for name in wanted} == wanted]
+            if not any(len(entry["accuracy"]) == args.epochs for entry in done):
+                results.append(wanted | train(row, data, seed) | {"switches": asdict(row)})
+                args.output.write_text(json.dumps(results, indent=1) + "\n")
+    draw(results, args.output.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()
