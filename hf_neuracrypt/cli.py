@@ -171,6 +171,38 @@ def verify(folder: Annotated[Path, typer.Argument(help="A folder written by `enc
 
 
 @app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="A folder written by `encrypt`.")],
+    repo: Annotated[str, typer.Argument(help="The dataset's name on the Hub: owner/name.")],
+    key_file: Annotated[
+        Path | None,
+        typer.Option(envvar="NEURACRYPT_KEY_FILE", help="Its key is searched for, in every form, in what would go."),
+    ] = None,
+    passphrase_file: PassphraseFile = None,
+    public: Annotated[bool, typer.Option("--public", help="Everybody may read it. Default: private.")] = False,
+    gated: Annotated[bool, typer.Option("--gated", help="Readers must ask you for access.")] = False,
+    keep_column: Annotated[list[str] | None, typer.Option(help="Also publish this column, in clear.")] = None,
+    license: Annotated[str | None, typer.Option(help="A licence the Hub knows, such as cc-by-4.0.")] = None,
+) -> None:
+    """Publish an encrypted dataset on the Hub, as a new revision if it is there already.
+
+    Everything is searched for keys, plain images and metadata first. Stopped half-way, the same command continues.
+
+    Example: hf-neuracrypt push encrypted/ hospital/xrays-encrypted --key-file hospital.key
+    """
+    key = _load_key(key_file, passphrase_file) if key_file else None
+
+    from hf_neuracrypt.push import push_dataset
+
+    url = push_dataset(
+        folder, repo, key, public=public, gated=gated, keep_columns=tuple(keep_column or ()), license=license
+    )
+    typer.echo(url)
+    if key is None:
+        _note("Only searched for key files: give --key-file to search for the key itself as well.")
+
+
+@app.command()
 def predict(
     images: Annotated[list[Path], typer.Argument(help="Plain images.")],
     model: Annotated[str, typer.Option(help="Folder or Hub id of a model trained on encrypted images.")],

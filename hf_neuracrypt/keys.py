@@ -133,6 +133,10 @@ class SecretKey:
         sealed = ChaCha20Poly1305(_scrypt(passphrase, header)).encrypt(nonce, self._secret, _associated(header))
         return _encode(WRAPPED_PREFIX, header + nonce + sealed)
 
+    def found_in(self, data: bytes) -> str | None:
+        """In which form `data` holds this key ("hexadecimal digits", …); None if in none of those known."""
+        return next((form for form, trace in _traces(self._secret) if trace in data), None)
+
     # ------------------------------------------------------------------------------------------------- derivation
 
     def _derive(self, purpose: bytes, length: int) -> bytes:
@@ -307,3 +311,32 @@ def _unwrap(payload: bytes, passphrase: str, path: str | Path) -> bytes:
             return ChaCha20Poly1305(_scrypt(passphrase, header)).decrypt(nonce, sealed, _associated(header))
     except InvalidTag:
         raise KeyFileError(f"wrong passphrase for {path}") from None
+
+
+def key_text_in(data: bytes) -> bool:
+    """Whether `data` holds the line of any key file, of whatever key: as text, UTF-16, hexadecimal or base64."""
+    return any(trace in data for trace in _KEY_LINES)
+
+
+def _traces(secret: bytes) -> list[tuple[str, bytes]]:
+    """How bytes may end up in a file by accident: (what it is called, what to search for)."""
+    numbers = [str(byte) for byte in secret]
+    texts = [("hexadecimal digits", secret.hex()), ("hexadecimal digits", secret.hex().upper())]
+    texts += [("base32 digits", base64.b32encode(secret).decode().rstrip("=")[:-1])]
+    texts += [("bytes as numbers", separator.join(numbers)) for separator in (",", ", ", " ")]
+    texts += [("value as a number", str(int.from_bytes(secret, order))) for order in ("big", "little")]
+    texts += [("bytes as a Python literal", repr(secret)[2:-1])]
+    for shift in range(3):  # where the key starts within a group of three bytes of a longer text
+        digits = base64.b64encode(bytes(shift) + secret).decode().rstrip("=")
+        inner = digits[(8 * shift + 5) // 6 : len(digits) - bool((shift + len(secret)) % 3)]
+        texts += [("base64 digits", inner), ("base64 digits", inner.replace("+", "-").replace("/", "_"))]
+    wide = [(f"{form} in UTF-16", text.encode("utf-16-le")) for form, text in texts]
+    return [("raw bytes", secret)] + [(form, text.encode()) for form, text in texts] + wide
+
+
+_KEY_LINES = [
+    trace
+    for prefix in (PLAIN_PREFIX, WRAPPED_PREFIX)
+    for text in (prefix, prefix.lower())
+    for _, trace in _traces(text.encode())
+]

@@ -6,11 +6,12 @@ grey levels to [-1, 1], which is what the stock `ViTImageProcessor` saved beside
 
 import copy
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from datasets import ClassLabel, Dataset, DatasetDict, Image, IterableDatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict, Image, IterableDatasetDict, concatenate_datasets
 from PIL import Image as PILImage
 from transformers import AutoModelForImageClassification, EvalPrediction, PreTrainedModel, ViTImageProcessorPil
 
@@ -47,36 +48,84 @@ class Splits:
 
 
 def load_splits(
-    name: str, plain: bool = False, image_column: str | None = None, label_column: str | None = None
+    names: str | Sequence[str], plain: bool = False, image_column: str | None = None, label_column: str | None = None
 ) -> Splits:
     """Load a dataset for training or evaluation.
 
     Args:
-        name: folder or Hub id.
+        names: folder or Hub id; several owners' datasets are put together, split by split.
         plain: the images are meant to be plain (a baseline); without it, a plain dataset is refused.
         image_column: default: guessed.
         label_column: default: guessed.
 
     Raises:
-        DatasetError: not found, unfinished, plain although `plain` is off, or the other way round.
+        DatasetError: not found, unfinished, plain although `plain` is off or the other way round, or several that do
+            not fit together.
+        HubError: it is on the Hub and cannot be read.
     """
-    record = stored_record(name)
-    data = load_source(name)
-    records = records_of(data) or ([record] if record else [])
-    if not records and not plain:
-        raise DatasetError(f"{name} is not encrypted: encrypt it first, or give --plain to train on plain images")
-    if records and plain:
-        raise DatasetError(f"{name} is encrypted (key {records[0].key_id}): leave --plain out")
+    names = [names] if isinstance(names, str) else list(names)
+    loaded, records = [], []
+    for name in names:
+        data, found = _load_one(name)
+        if not found and not plain:
+            raise DatasetError(f"{name} is not encrypted: encrypt it first, or give --plain to train on plain images")
+        if found and plain:
+            raise DatasetError(f"{name} is encrypted (key {found[0].key_id}): leave --plain out")
+        loaded.append(data)
+        records += [record for record in found if record not in records]
+    data = loaded[0] if len(loaded) == 1 else _together(loaded, names)
     columns = find_columns(next(iter(data.values())).features, image_column, label_column)
     return Splits(data, columns, records)
 
 
-def single_record(splits: Splits) -> Record | None:
-    """The one record of encrypted splits, None for plain ones. Raises KeyMismatchError for a mix of keys."""
-    if len(splits.records) > 1:
-        ids = ", ".join(record.key_id for record in splits.records)
-        raise KeyMismatchError(f"the dataset mixes images of several keys or configs: {ids}")
-    return splits.records[0] if splits.records else None
+def _load_one(name: str) -> tuple[DatasetDict, list[Record]]:
+    """A dataset and its records, which the data carries, or else the manifest beside it."""
+    stored = stored_record(name)
+    data = load_source(name)
+    records = records_of(data) or ([stored] if stored else [])
+    if stored is not None and stored not in records:
+        raise DatasetError(
+            f"{name} contradicts itself: its data was encrypted with {records[0].key_id}, its neuracrypt.json says "
+            f"{stored.key_id}, or another config"
+        )
+    return data, records
+
+
+def _together(loaded: list[DatasetDict], names: list[str]) -> DatasetDict:
+    splits: dict[str, list[Dataset]] = {}
+    for name, data in zip(names, loaded, strict=True):
+        for split, rows in data.items():
+            first = splits.setdefault(split, [rows])
+            if first[0].features != rows.features:
+                raise DatasetError(
+                    f"{name} and {names[0]} cannot be put together: split {split} has {rows.features}, "
+                    f"not {first[0].features}"
+                )
+            if first[-1] is not rows:
+                first.append(rows)
+    return DatasetDict({split: concatenate_datasets(rows) for split, rows in splits.items()})
+
+
+def checked_records(splits: Splits, allow_mixed_keys: bool = False) -> list[Record]:
+    """The records of encrypted splits, none for plain ones.
+
+    Raises:
+        KeyMismatchError: a mix of keys or configs that was not asked for, or one that no model can learn from.
+    """
+    records = splits.records
+    if len(records) > 1:
+        ids = ", ".join(record.key_id for record in records)
+        if not allow_mixed_keys:
+            raise KeyMismatchError(
+                f"the dataset mixes images of several keys or configs: {ids} (--allow_mixed_keys, if that is meant)"
+            )
+        if len({(record.config.image_size, record.config.patch_size) for record in records}) > 1:
+            raise KeyMismatchError(f"the images of {ids} have different sizes or patches: no model takes both")
+        if any(record.sealed_labels for record in records):
+            raise KeyMismatchError(
+                f"class names of {ids} are hidden, each in another order: labels do not fit together"
+            )
+    return records
 
 
 class Collator:
@@ -121,7 +170,7 @@ def compute_accuracy(prediction: EvalPrediction) -> dict[str, float]:
 
 
 def load_model(
-    name: str | None, config_name: str | None, label_names: list[str], size: int | None, record: Record | None
+    name: str | None, config_name: str | None, label_names: list[str], size: int | None, records: Sequence[Record]
 ) -> PreTrainedModel:
     """A stock image classifier with a head for `label_names`, ready for images of `size`.
 
@@ -132,7 +181,7 @@ def load_model(
         config_name: folder or Hub id of a config, by default that of `name`.
         label_names: in the order of their ids.
         size: None: the model's own.
-        record: written into the model's config; its patch size must be the model's.
+        records: written into the model's config; their patch size must be the model's. None: plain images.
 
     Raises:
         NeuraCryptError: it cannot be loaded, or its patches are not those of the encryption.
@@ -140,11 +189,12 @@ def load_model(
     config = load_model_config(config_name or name)
     if not hasattr(config, "image_size") or not hasattr(config, "patch_size"):
         raise NeuraCryptError(f"{config_name or name} is a {config.model_type}, not a Vision Transformer of patches")
-    if record is not None and config.patch_size != record.config.patch_size:
-        raise NeuraCryptError(
-            f"the model has patches of {config.patch_size} pixels, the images were encrypted with "
-            f"{record.config.patch_size}: encrypt with --patch-size {config.patch_size}"
-        )
+    for record in records:
+        if config.patch_size != record.config.patch_size:
+            raise NeuraCryptError(
+                f"the model has patches of {config.patch_size} pixels, the images were encrypted with "
+                f"{record.config.patch_size}: encrypt with --patch-size {config.patch_size}"
+            )
     config.num_labels = len(label_names)
     config.id2label, config.label2id = dict(enumerate(label_names)), {name: i for i, name in enumerate(label_names)}
     if name is None:
@@ -154,7 +204,7 @@ def load_model(
         model = AutoModelForImageClassification.from_pretrained(name, config=config, ignore_mismatched_sizes=True)
         if size not in (None, config.image_size):
             model = _at_size(model, size)
-    model.config.neuracrypt = [record.to_dict()] if record else None
+    model.config.neuracrypt = [record.to_dict() for record in records] or None
     return model
 
 
