@@ -20,7 +20,13 @@ from hf_neuracrypt.errors import HubError, first_line
 
 
 TRANSPORT_ERROR = HfHubHTTPError.__mro__[1]  # the HTTP library's base of all errors; its name changes with its version
-OFFLINE = "HF_HUB_OFFLINE is set, so the Hub is not asked: unset it, or use what is in the cache"
+
+
+def offline(name: str) -> str | None:
+    """Why `name` cannot be had from the Hub, if that is because nobody wants it asked."""
+    if constants.HF_HUB_OFFLINE:
+        return f"cannot reach {name}: HF_HUB_OFFLINE is set, and it is not in the cache"
+    return None
 
 
 @contextmanager
@@ -42,7 +48,7 @@ def explain(error: BaseException | None, name: str) -> str | None:
     if error is None:
         return None
     if isinstance(error, OfflineModeIsEnabled):
-        return f"cannot reach {name}: {OFFLINE}"
+        return offline(name)
     if isinstance(error, GatedRepoError):
         return f"{name} is gated: ask its owner for access on the Hub, and set HF_TOKEN"
     if isinstance(error, RepositoryNotFoundError):

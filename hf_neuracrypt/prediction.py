@@ -6,26 +6,56 @@ before any work, not chance accuracy after it.
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
+from safetensors import SafetensorError
 
 from hf_neuracrypt.encoders import load_encoder
-from hf_neuracrypt.errors import ConfigError, ImageError, KeyMismatchError, NeuraCryptError, first_line
+from hf_neuracrypt.errors import ConfigError, HubError, ImageError, KeyMismatchError, NeuraCryptError, first_line
+from hf_neuracrypt.hub import explain, offline, read_small_file
 from hf_neuracrypt.images import prepare
 from hf_neuracrypt.keys import SecretKey
 from hf_neuracrypt.record import Record
 
 
+MAX_CONFIG_BYTES = 10_000_000
+
+
 def load_model_config(model: str) -> object:
-    """The `config.json` of a model, by folder or Hub id. Raises NeuraCryptError in one line."""
+    """The `config.json` of a model, by folder or Hub id, read without running any code it may bring.
+
+    Raises:
+        NeuraCryptError: in one line; HubError if it is on the Hub and cannot be read.
+    """
     from transformers import AutoConfig
 
+    if not Path(model).exists():
+        if read_small_file(model, "config.json", "model", None, MAX_CONFIG_BYTES) is None:
+            raise HubError(offline(model) or f"{model} is no model: it has no config.json")
     try:
-        return AutoConfig.from_pretrained(model)
-    except (OSError, ValueError) as error:
+        return AutoConfig.from_pretrained(model, trust_remote_code=False)
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError, StrictDataclassError) as error:
         raise NeuraCryptError(f"cannot load the model {model}: {first_line(error)}") from None
+
+
+def load_pipeline(model: str) -> object:
+    """The stock `pipeline("image-classification")`: no code of the repository runs, no pickle is opened.
+
+    Raises:
+        NeuraCryptError: in one line.
+    """
+    from transformers import pipeline
+
+    try:
+        return pipeline(
+            "image-classification", model=model, trust_remote_code=False, model_kwargs={"use_safetensors": True}
+        )
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
+        raise NeuraCryptError(explain(error, model) or f"cannot load the model {model}: {first_line(error)}") from None
 
 
 def model_records(config: object) -> list[Record]:
@@ -78,13 +108,13 @@ def predict(
     Returns:
         For each image, `{"label": str, "score": float}` by falling score; hidden labels are shown by their true names.
     """
-    from transformers import pipeline
-
-    record = matching_record(model_records(load_model_config(model)), key.id, model)
+    config = load_model_config(model)
+    record = matching_record(model_records(config), key.id, model)
+    if getattr(config, "image_size", None) != record.config.image_size:
+        raise ConfigError(f"{model} contradicts itself: its input is not as large as the images it learned from")
     true_names = json.loads(key.unseal(record.sealed_labels, "label names")) if record.sealed_labels else {}
     encrypted = encrypt_images(images, record, key, names)
-    classify = pipeline("image-classification", model=model)
-    answers = classify(encrypted, top_k=top_k)
+    answers = load_pipeline(model)(encrypted, top_k=top_k)
     return [
         [{**entry, "label": true_names.get(entry["label"], entry["label"])} for entry in answer] for answer in answers
     ]

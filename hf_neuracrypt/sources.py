@@ -7,7 +7,7 @@ import datasets
 from datasets import Dataset, DatasetDict, IterableDatasetDict
 
 from hf_neuracrypt.errors import DatasetError, HubError, NeuraCryptError, first_line
-from hf_neuracrypt.hub import explain, read_small_file
+from hf_neuracrypt.hub import explain, offline, read_small_file
 from hf_neuracrypt.record import Record
 from hf_neuracrypt.store import MANIFEST, MAX_MANIFEST_BYTES, parse_manifest, read_manifest
 
@@ -109,7 +109,8 @@ def load_source(name: str, streaming: bool = False) -> DatasetDict | IterableDat
     except NeuraCryptError:
         raise
     except Exception as error:  # builders raise whatever their file format's library raises
-        if (reason := explain(error, name)) is not None:
+        reason = explain(error, name) or (offline(name) if not path.exists() and _on_the_hub(name) else None)
+        if reason is not None:
             raise HubError(reason) from error
         raise DatasetError(f"cannot load the dataset {name}: {first_line(_innermost(error))}") from error
     if isinstance(loaded, Dataset):
