@@ -40,7 +40,8 @@ class Repo:
 class LoopbackHub:
     """`repos` by (type, name), `blobs` by sha256, `log` of (method, path, status), `faults` to come.
 
-    A fault is [regex of "METHOD /path", how many requests pass first, action]: a status, or "lost": done, not answered.
+    A fault is [regex of "METHOD /path", how many requests pass first, action]: a status; "lost": done, not answered;
+    "race": somebody else commits first.
     """
 
     def __init__(self):
@@ -94,6 +95,9 @@ class _Handler(BaseHTTPRequestHandler):
             if isinstance(action, int):
                 answer = (action, {"error": "planned"}, {})
             else:
+                if action == "race":
+                    for repo in self.hub.repos.values():
+                        repo.add("somebody else's", repo.at("main")[1])
                 answer = self._answer(path)
             self.hub.log.append((self.command, path, None if action == "lost" else answer[0]))
         if action == "lost":
