@@ -332,7 +332,9 @@ def _traces(secret: bytes) -> list[tuple[str, bytes]]:
         texts += [("base64 digits", inner), ("base64 digits", inner.replace("+", "-").replace("/", "_"))]
     wide = [(f"{form} in UTF-16", text.encode("utf-16-le")) for form, text in texts]
     latin = secret.decode("latin-1").encode()  # what pickle protocol 2, and so `torch.save`, makes of bytes
-    return [("raw bytes", secret), ("raw bytes as text", latin)] + [(form, text.encode()) for form, text in texts] + wide
+    return (
+        [("raw bytes", secret), ("raw bytes as text", latin)] + [(form, text.encode()) for form, text in texts] + wide
+    )
 
 
 _KEY_LINES = [

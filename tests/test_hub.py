@@ -218,7 +218,8 @@ def test_training_publishes_with_our_card_at_every_push(published, work, tmp_pat
     strategies = {"end": None, "every_save": None, "checkpoint": "last-checkpoint/", "all_checkpoints": "checkpoint-"}
     data = f'"--dataset_name", "owner/photos", "--config_name", r"{work / "vit"}", "--push_to_hub"'
     calls = [
-        f'run({data}, "--output_dir", r"{tmp_path / name}", "--hub_model_id", "owner/{name}", "--hub_strategy", "{name}")'
+        f'run({data}, "--output_dir", r"{tmp_path / name}", "--hub_model_id", "owner/{name}", '
+        f'"--hub_strategy", "{name}")'
         for name in strategies
     ]
     output = python(published, f"import os\nos.chdir(r'{ROOT}')\n" + TRAIN + "\n".join(calls), work / "home")
@@ -241,12 +242,11 @@ def test_training_publishes_with_our_card_at_every_push(published, work, tmp_pat
 
 
 def test_the_model_answers_without_our_package(published, work, tmp_path):
-    trained = python(
-        published,
-        f"import os\nos.chdir(r'{ROOT}')\n{TRAIN}\nrun('--dataset_name', 'owner/photos', '--config_name', r'{work / 'vit'}',"
-        f" '--output_dir', r'{tmp_path / 'model'}', '--push_to_hub', '--hub_model_id', 'owner/vit')",
-        work / "home",
+    call = (
+        f'run("--dataset_name", "owner/photos", "--config_name", r"{work / "vit"}", "--push_to_hub", '
+        f'"--output_dir", r"{tmp_path / "model"}", "--hub_model_id", "owner/vit")'
     )
+    trained = python(published, f"import os\nos.chdir(r'{ROOT}')\n{TRAIN}\n{call}", work / "home")
     assert "refused" not in trained
     code = """
 import sys
@@ -315,7 +315,7 @@ run({words}, "--output_dir", r"{tmp_path / "token"}", "--hub_model_id", "owner/t
     assert list(published.files("model", "owner/notes")) == [".gitattributes"]
 
 
-# ------------------------------------------------------------------------------------------------------ hostile repositories
+# ------------------------------------------------------------------------------------------------------ strangers
 
 
 def test_hostile_manifests(published, work, tmp_path):
