@@ -27,7 +27,7 @@ from datasets import (
     Value,
 )
 
-from hf_neuracrypt.encoders.color_neuracrypt import ColorNeuraCrypt
+from hf_neuracrypt.encoders.base import Encoder
 from hf_neuracrypt.errors import DatasetError, ImageError
 from hf_neuracrypt.images import prepare, to_png
 from hf_neuracrypt.record import Record, records_of
@@ -69,7 +69,7 @@ def find_columns(features: Features, image: str | None, label: str | None, kept:
 class Labels:
     """How labels go into the encrypted dataset: their names, and with `hidden`, under a keyed permutation."""
 
-    def __init__(self, names: list[str] | None, hidden: bool, encoder: ColorNeuraCrypt):
+    def __init__(self, names: list[str] | None, hidden: bool, encoder: Encoder):
         self.feature: ClassLabel | Value = Value("int64") if names is None else ClassLabel(names=names)
         self.names, self.sealed, self.order = names, None, None
         if hidden:
@@ -107,7 +107,7 @@ class EncryptRows:
 
     def __init__(
         self,
-        encoder: ColorNeuraCrypt,
+        encoder: Encoder,
         columns: Columns,
         labels: Labels,
         first_row: int = 0,
@@ -168,7 +168,7 @@ class EncryptRows:
 class Plan:
     """Everything that is decided before the first image is touched; the same for all splits."""
 
-    encoder: ColorNeuraCrypt
+    encoder: Encoder
     columns: Columns
     labels: Labels
     features: Features
@@ -208,7 +208,7 @@ class Plan:
 
 def make_plan(
     splits: dict[str, Dataset | IterableDataset],
-    encoder: ColorNeuraCrypt,
+    encoder: Encoder,
     image_column: str | None = None,
     label_column: str | None = None,
     keep_columns: Sequence[str] = (),
@@ -239,7 +239,7 @@ def make_plan(
 
 def encrypt_dataset(
     dataset: Dataset | DatasetDict | IterableDataset | IterableDatasetDict,
-    encoder: ColorNeuraCrypt,
+    encoder: Encoder,
     *,
     image_column: str | None = None,
     label_column: str | None = None,
