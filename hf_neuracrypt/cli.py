@@ -82,11 +82,19 @@ def encrypt(
         bool, typer.Option("--hide-labels", help="Neutral class names, permuted by the key.")
     ] = False,
     max_rows: Annotated[int | None, typer.Option(min=1, help="Only the first rows of each split.")] = None,
-    image_size: Annotated[int, typer.Option(help="Height and width, in pixels, of what is encrypted.")] = 224,
-    patch_size: Annotated[int, typer.Option(help="That of the model to be trained: 8, 14, 16 or 32.")] = 16,
-    depth: Annotated[int, typer.Option(help="1x1 convolutions after the patch embedding.")] = 4,
-    width: Annotated[int, typer.Option(help="Channels of the hidden layers.")] = 768,
-    background: Annotated[str, typer.Option(help="Colour behind transparent pixels.")] = "#ffffff",
+    scheme: Annotated[str, typer.Option(help="How to encrypt; the README lists the schemes.")] = "color-neuracrypt",
+    image_size: Annotated[
+        int | None, typer.Option(help="Height and width, in pixels, of what is encrypted. Default: the scheme's (224).")
+    ] = None,
+    patch_size: Annotated[
+        int | None, typer.Option(help="That of the model to be trained: 8, 14, 16 or 32. Default: 16.")
+    ] = None,
+    depth: Annotated[int | None, typer.Option(help="1x1 convolutions after the patch embedding. Default: 4.")] = None,
+    width: Annotated[int | None, typer.Option(help="Channels of the hidden layers. Default: 768.")] = None,
+    background: Annotated[str | None, typer.Option(help="Colour behind transparent pixels. Default: #ffffff.")] = None,
+    scheme_option: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE of another --scheme, as variant=madono. Repeatable.")
+    ] = None,
     shard_size: Annotated[int, typer.Option(min=1, help="Size of a shard file, in MB.")] = 500,
     on_error: Annotated[OnError, typer.Option(help="At a row that cannot be encrypted: stop, or skip and list it.")] = (
         OnError.stop
@@ -111,11 +119,12 @@ def encrypt(
 
     Example: hf-neuracrypt encrypt --dataset photos/ --key-file hospital.key --output encrypted/
     """
-    from hf_neuracrypt.configuration import EncoderConfig
+    from hf_neuracrypt.configuration import make_config, parse_options
 
-    config = EncoderConfig(
-        image_size=image_size, patch_size=patch_size, depth=depth, width=width, background=background
-    )
+    given = {
+        "image_size": image_size, "patch_size": patch_size, "depth": depth, "width": width, "background": background,
+    }  # fmt: skip
+    config = make_config(scheme, {k: v for k, v in given.items() if v is not None} | parse_options(scheme_option or ()))
     if rank >= world_size:
         raise NeuraCryptError(f"--rank {rank} is not below --world-size {world_size}: ranks count from 0")
     _check_places(dataset, key_file, output)

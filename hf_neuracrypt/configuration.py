@@ -7,6 +7,7 @@ to be compared with it.
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hf_neuracrypt.errors import ConfigError
@@ -231,6 +232,18 @@ def make_config(scheme: str, options: dict[str, str | int | bool]) -> PublicConf
         if name not in names:
             raise ConfigError(f"the scheme {scheme} has no {name}: it has {', '.join(names)}")
     return SCHEMES[scheme](**options)
+
+
+def parse_options(pairs: Sequence[str]) -> dict[str, str | int | bool]:
+    """Options as a command line has them: ["block_size=8", "color_shuffle=false"]. Raises ConfigError."""
+    options = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise ConfigError(f"the option {pair!r} is not of the form NAME=VALUE")
+        whole = value.isascii() and value.removeprefix("-").isdigit()
+        options[name.replace("-", "_")] = {"true": True, "false": False}.get(value, int(value) if whole else value)
+    return options
 
 
 def config_from_dict(values: dict) -> PublicConfig:

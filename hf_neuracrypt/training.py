@@ -138,12 +138,13 @@ def load_model(
         NeuraCryptError: it cannot be loaded, or its patches are not those of the encryption.
     """
     config = load_model_config(config_name or name)
-    if not hasattr(config, "image_size") or not hasattr(config, "patch_size"):
+    if not hasattr(config, "image_size"):
         raise NeuraCryptError(f"{config_name or name} is a {config.model_type}, not a Vision Transformer of patches")
-    if record is not None and config.patch_size != record.config.patch_size:
+    needed = record.config.model_patch_size if record else None
+    if needed and getattr(config, "patch_size", needed) != needed:
         raise NeuraCryptError(
             f"the model has patches of {config.patch_size} pixels, the images were encrypted with "
-            f"{record.config.patch_size}: encrypt with --patch-size {config.patch_size}"
+            f"{needed}: encrypt with --patch-size {config.patch_size}"
         )
     config.num_labels = len(label_names)
     config.id2label, config.label2id = dict(enumerate(label_names)), {name: i for i, name in enumerate(label_names)}
