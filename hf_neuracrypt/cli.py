@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from hf_neuracrypt.errors import DatasetError, KeyFileError, NeuraCryptError, fail, one_line_errors
+from hf_neuracrypt.errors import DatasetError, KeyFileError, KeyMismatchError, NeuraCryptError, fail, one_line_errors
 
 
 app = typer.Typer(
@@ -206,6 +206,41 @@ def predict(
             typer.echo(json.dumps({"image": str(path), "predictions": answer}))
         else:
             typer.echo(f"{path}: " + ", ".join(f"{entry['label']} {entry['score']:.3f}" for entry in answer))
+
+
+@app.command()
+def adapt(
+    model: Annotated[str, typer.Option(help="Folder or Hub id of a ViT trained on plain images.")],
+    dataset: Annotated[str, typer.Option(help="Folder or Hub id of images encrypted with --scheme vit-blockwise.")],
+    key_file: KeyFile,
+    output: Annotated[Path, typer.Option(help="New folder for the adapted model.")],
+    passphrase_file: PassphraseFile = None,
+) -> None:
+    """Fit a plain ViT to the ciphertexts of vit-blockwise. The result, beside the plain model, reveals the cipher.
+
+    Example: hf-neuracrypt adapt --model plain-vit/ --dataset encrypted/ --key-file hospital.key --output adapted/
+    """
+    key = _load_key(key_file, passphrase_file)
+    if output.exists():
+        raise NeuraCryptError(f"{output} exists: choose another folder")
+
+    from hf_neuracrypt import adaptation, prediction, training
+    from hf_neuracrypt.encoders import load_encoder
+    from hf_neuracrypt.sources import stored_record
+
+    record = stored_record(dataset)
+    if record is None:
+        raise DatasetError(f"{dataset} is not encrypted: adapt fits a model to encrypted images")
+    if record.key_id != key.id:
+        raise KeyMismatchError(f"{dataset} was encrypted under the key {record.key_id}; this key is {key.id}")
+    config = prediction.load_model_config(model)
+    if prediction.model_records(config):
+        raise NeuraCryptError(f"{model} was trained on encrypted images already")
+    size = record.config.image_size
+    fitted = training.load_model(model, None, [name for _, name in sorted(config.id2label.items())], size, record)
+    adaptation.adapt(fitted, load_encoder(record.config, key)).save_pretrained(output)
+    training.stock_processor(size).save_pretrained(output)
+    _note(f"Wrote {output}.\n{adaptation.WARNING}")
 
 
 def main() -> None:
