@@ -1,9 +1,9 @@
 """Fit a Vision Transformer of plain images to the ciphertexts of `vit-blockwise`: an owner's step, with the key.
 
 Kiya, Iijima 2023 ask such a model encrypted queries; Nagamori, Shiota, Kiya (arXiv 2401.05126) fine-tune it on
-encrypted images ("domain adaptation"). The patch embedding sums weight times value over the values of a patch, so permuting both
-alike changes nothing; the tokens are a set but for their position embeddings, which move with the patches. So the
-adapted model gives for a ciphertext the logits that the plain one gives for the image.
+encrypted images ("domain adaptation"). The patch embedding sums weight times value over the values of a patch, so
+permuting both alike changes nothing; the tokens are a set but for their position embeddings, which move with the
+patches. So the adapted model gives for a ciphertext the logits that the plain one gives for the image.
 """
 
 import torch

@@ -209,6 +209,48 @@ class ViTBlockwiseConfig(PublicConfig):
         return self.patch_size
 
 
+@dataclass(frozen=True)
+class FloatConfig(PublicConfig):
+    """Public parameters of Color-NeuraCrypt as published, in float32.
+
+    Args:
+        patch_size, depth, width: as in `EncoderConfig`.
+        batch_norm: "batch", by the statistics of the batch, as published, so that a ciphertext depends on the images
+            beside it; "frozen", by those of keyed synthetic images; "none".
+        scale: grey levels a unit of the network's output is stored in; 51 puts four standard deviations into a byte.
+    """
+
+    algorithm: str = "color-neuracrypt-float/v1"
+    image_size: int = 224
+    patch_size: int = 16
+    depth: int = 4
+    width: int = 768
+    batch_norm: str = "frozen"
+    scale: int = 51
+    resize: str = "bilinear"
+    background: str = "#ffffff"
+
+    def __post_init__(self):
+        self._check_network()
+        _check_range("scale", self.scale, 1, 255)
+
+    def _check_network(self) -> None:
+        self._check_common()
+        _check_range("patch_size", self.patch_size, 1, MAX_BLOCK_SIZE)
+        self._check_tiles("patch_size", self.patch_size)
+        _check_range("depth", self.depth, 0, MAX_DEPTH)
+        _check_range("width", self.width, 1, MAX_WIDTH)
+        _check_choice("batch_norm", self.batch_norm, ("batch", "frozen", "none"))
+
+    @property
+    def num_patches(self) -> int:
+        return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def model_patch_size(self) -> int:
+        return self.patch_size
+
+
 SCHEMES: dict[str, type[PublicConfig]] = {
     "color-neuracrypt": EncoderConfig,
     "le": LEConfig,
@@ -216,6 +258,7 @@ SCHEMES: dict[str, type[PublicConfig]] = {
     "etc": EtCConfig,
     "ele": ELEConfig,
     "vit-blockwise": ViTBlockwiseConfig,
+    "color-neuracrypt-float": FloatConfig,
 }
 
 

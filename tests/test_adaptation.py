@@ -75,7 +75,8 @@ def test_command(plain_folder, key_file, tmp_path):
     random_vit(num_labels=3, id2label={0: "cat", 1: "dog", 2: "horse"}).save_pretrained(tmp_path / "vit")
     training.stock_processor(32, plain=True).save_pretrained(tmp_path / "vit")
     encrypted = command("encrypt", "--dataset", plain_folder, "--key-file", key_file,
-                        "--output", tmp_path / "encrypted", "--scheme", "vit-blockwise", "--image-size", 32, "--patch-size", 8)  # fmt: skip
+                        "--output", tmp_path / "encrypted",
+                        "--scheme", "vit-blockwise", "--image-size", 32, "--patch-size", 8)  # fmt: skip
     assert encrypted.returncode == 0, encrypted.stderr
     start = (
         "adapt",

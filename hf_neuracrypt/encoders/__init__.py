@@ -6,6 +6,7 @@ from hf_neuracrypt.configuration import PublicConfig
 from hf_neuracrypt.encoders.base import Encoder
 from hf_neuracrypt.encoders.blockwise import ELE, LE, PE, EtC, ViTBlockwise
 from hf_neuracrypt.encoders.color_neuracrypt import ColorNeuraCrypt
+from hf_neuracrypt.encoders.neuracrypt import ColorNeuraCryptFloat
 from hf_neuracrypt.errors import ConfigError, first_line
 from hf_neuracrypt.keys import SecretKey
 
@@ -17,6 +18,7 @@ ENCODERS: dict[str, type[Encoder]] = {
     "etc/v1": EtC,
     "ele/v1": ELE,
     "vit-blockwise/v1": ViTBlockwise,
+    "color-neuracrypt-float/v1": ColorNeuraCryptFloat,
 }
 
 
@@ -28,7 +30,7 @@ def load_encoder(
     Args:
         config: public parameters; their class says which scheme.
         key: the secret key.
-        device: where the encoder computes; the bytes are the same everywhere.
+        device: where the encoder computes; the bytes are the same everywhere, but for the float32 schemes.
         compile: for Color-NeuraCrypt: use torch.compile where the products are not fused; worth its start-up time for
             long jobs.
 
