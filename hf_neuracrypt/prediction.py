@@ -22,6 +22,8 @@ def load_model_config(model: str) -> object:
     """The `config.json` of a model, by folder or Hub id. Raises NeuraCryptError in one line."""
     from transformers import AutoConfig
 
+    import hf_neuracrypt.models  # noqa: F401 - AutoConfig knows them from here on
+
     try:
         return AutoConfig.from_pretrained(model)
     except (OSError, ValueError) as error:

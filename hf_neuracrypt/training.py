@@ -153,6 +153,10 @@ def load_model(
         model = AutoModelForImageClassification.from_config(config)
     else:
         model = AutoModelForImageClassification.from_pretrained(name, config=config, ignore_mismatched_sizes=True)
+        if size not in (None, config.image_size) and not hasattr(config, "patch_size"):
+            raise NeuraCryptError(
+                f"{name} is a {config.model_type} for images of {config.image_size} pixels, not of {size}"
+            )
         if size not in (None, config.image_size):
             model = _at_size(model, size)
     model.config.neuracrypt = [record.to_dict()] if record else None
