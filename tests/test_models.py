@@ -1,4 +1,4 @@
-"""Models for ciphertexts: published sizes, ShakeDrop in expectation, adaptation networks, and what transformers does."""
+"""Models for ciphertexts: published sizes, ShakeDrop in expectation, adaptation networks, life in transformers."""
 
 import numpy as np
 import pytest
@@ -85,7 +85,7 @@ def test_a_few_steps_learn(name):
     images = torch.randn(12, 3, 32, 32, generator=generator) * 0.3 + (labels - 1.0).view(-1, 1, 1, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
     losses = []
-    for _ in range(12):
+    for _ in range(25):
         loss = model(pixel_values=images, labels=labels).loss
         optimizer.zero_grad()
         loss.backward()
@@ -152,6 +152,9 @@ def test_ele_adaptnet_is_separate_networks():
 def test_penalties():
     assert permutation_penalty(torch.eye(64)[torch.randperm(64)]) == 0
     assert permutation_penalty(torch.ones(4, 4)) == pytest.approx(8 * (4 - 2) / 16)
+    row = torch.zeros(4, 4)
+    row[0] = 1
+    assert permutation_penalty(row) == permutation_penalty(row.t()) == pytest.approx((4 - 2) / 16)
     features = torch.zeros(2, 16, 32, 32)
     features[:, 3:] = torch.randn(2, 13, 32, 32)
     assert smoothness_penalty(features) == 0

@@ -1,4 +1,4 @@
-"""Image classifiers that transformers does not have. Importing this makes its `Auto…` classes and `pipeline` know them."""
+"""Image classifiers that transformers does not have. Importing this makes its `Auto…` and `pipeline` know them."""
 
 from transformers import AutoConfig, AutoModelForImageClassification
 
