@@ -47,6 +47,11 @@ class PublicConfig:
         """The patch size that a Vision Transformer must have to learn from the ciphertexts; None: any will do."""
         return None
 
+    @property
+    def representation(self) -> tuple[int, int] | None:
+        """(patches, values) of a float32 ciphertext; None: the ciphertext is an image."""
+        return None
+
     def to_dict(self) -> dict[str, str | int | bool]:
         return dataclasses.asdict(self)
 
@@ -209,8 +214,29 @@ class ViTBlockwiseConfig(PublicConfig):
         return self.patch_size
 
 
+class NetworkConfig(PublicConfig):
+    """What the configs of the float32 networks share; see `FloatConfig`."""
+
+    patch_size: int
+    depth: int
+    width: int
+    batch_norm: str
+
+    def _check_network(self) -> None:
+        self._check_common()
+        _check_range("patch_size", self.patch_size, 1, MAX_BLOCK_SIZE)
+        self._check_tiles("patch_size", self.patch_size)
+        _check_range("depth", self.depth, 0, MAX_DEPTH)
+        _check_range("width", self.width, 1, MAX_WIDTH)
+        _check_choice("batch_norm", self.batch_norm, ("batch", "frozen", "none"))
+
+    @property
+    def num_patches(self) -> int:
+        return (self.image_size // self.patch_size) ** 2
+
+
 @dataclass(frozen=True)
-class FloatConfig(PublicConfig):
+class FloatConfig(NetworkConfig):
     """Public parameters of Color-NeuraCrypt as published, in float32.
 
     Args:
@@ -234,21 +260,42 @@ class FloatConfig(PublicConfig):
         self._check_network()
         _check_range("scale", self.scale, 1, 255)
 
-    def _check_network(self) -> None:
-        self._check_common()
-        _check_range("patch_size", self.patch_size, 1, MAX_BLOCK_SIZE)
-        self._check_tiles("patch_size", self.patch_size)
-        _check_range("depth", self.depth, 0, MAX_DEPTH)
-        _check_range("width", self.width, 1, MAX_WIDTH)
-        _check_choice("batch_norm", self.batch_norm, ("batch", "frozen", "none"))
-
-    @property
-    def num_patches(self) -> int:
-        return (self.image_size // self.patch_size) ** 2
-
     @property
     def model_patch_size(self) -> int:
         return self.patch_size
+
+
+@dataclass(frozen=True)
+class NeuraCryptConfig(NetworkConfig):
+    """Public parameters of NeuraCrypt (Yala et al. 2021), whose ciphertexts are no images; defaults: its X-rays.
+
+    Args:
+        patch_size, batch_norm: as in `FloatConfig`.
+        channels: 1, grey, or 3.
+        depth: 1x1 convolutions after the first; 4 is the paper's "depth 7".
+        width: values of a patch: 2048 in the paper; that of the model to be trained.
+        shuffle: "image": the patches of each image change places, by the key and the image; "off".
+    """
+
+    algorithm: str = "neuracrypt/v1"
+    image_size: int = 256
+    patch_size: int = 16
+    channels: int = 1
+    depth: int = 4
+    width: int = 2048
+    batch_norm: str = "frozen"
+    shuffle: str = "image"
+    resize: str = "bilinear"
+    background: str = "#ffffff"
+
+    def __post_init__(self):
+        self._check_network()
+        _check_choice("channels", self.channels, (1, 3))
+        _check_choice("shuffle", self.shuffle, ("image", "off"))
+
+    @property
+    def representation(self) -> tuple[int, int]:
+        return self.num_patches, self.width
 
 
 SCHEMES: dict[str, type[PublicConfig]] = {
@@ -259,6 +306,7 @@ SCHEMES: dict[str, type[PublicConfig]] = {
     "ele": ELEConfig,
     "vit-blockwise": ViTBlockwiseConfig,
     "color-neuracrypt-float": FloatConfig,
+    "neuracrypt": NeuraCryptConfig,
 }
 
 

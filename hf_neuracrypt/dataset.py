@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 from datasets import (
+    Array2D,
     ClassLabel,
     Dataset,
     DatasetDict,
@@ -158,8 +159,10 @@ class EncryptRows:
         with ThreadPoolExecutor(threads) as pool:
             return list(pool.map(prepared, sources))
 
-    def _encrypt(self, images: np.ndarray) -> list[dict]:
+    def _encrypt(self, images: np.ndarray) -> list[dict] | list[np.ndarray]:
         encrypted = self.encoder.encrypt(torch.from_numpy(images).permute(0, 3, 1, 2))
+        if self.encoder.config.representation:
+            return list(encrypted.numpy())
         pixels = encrypted.permute(0, 2, 3, 1).contiguous().numpy()
         return [{"bytes": to_png(image), "path": None} for image in pixels]
 
@@ -233,7 +236,10 @@ def make_plan(
         raise DatasetError("there is no label column to hide")
     names = _label_names(splits, first, columns.label)
     labels = Labels(names, hide_labels, encoder)
-    stored = {"image": Image()} | ({"label": labels.feature} if columns.label else {})
+    shape = encoder.config.representation
+    stored = {"image": Array2D(shape, "float32") if shape else Image()} | (
+        {"label": labels.feature} if columns.label else {}
+    )
     return Plan(encoder, columns, labels, Features(stored | {name: first[name] for name in columns.kept}))
 
 

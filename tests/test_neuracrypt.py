@@ -29,7 +29,7 @@ class Published(nn.Module):
         super().__init__()
         config = network.config
         first, *rest = network.hidden
-        layers = [self.convolution(first, 3, config.patch_size), nn.ReLU()]
+        layers = [self.convolution(first, network.channels, config.patch_size), nn.ReLU()]
         for layer in rest:
             layers += [self.convolution(layer, config.width, 1)]
             if config.batch_norm != "none":
@@ -99,8 +99,13 @@ def test_initialisation_is_torchs_default(insecure_key):
         assert len(weight.unique()) > 0.9 * weight.numel()
     assert float(encoder.position.std()) == pytest.approx(1, rel=0.01) and abs(encoder.position.mean()) < 0.01
     assert 4 < encoder.position.abs().max() < 6
-    count = sum(part.numel() for layer in (*encoder.hidden, encoder.projection) for part in layer)
-    assert count + encoder.position.numel() + 4 * 2 * 768 == 3_700_224  # with batch norm's weights, 1 and 0
+
+
+@pytest.mark.parametrize("width, count", [(768, 3_700_224), (2048, 20_351_744)])
+def test_parameters_are_as_many_as_the_originals(width, count, insecure_key):
+    encoder = load_encoder(make_config(SCHEME, {"width": width, "batch_norm": "none"}), insecure_key)
+    drawn = sum(part.numel() for layer in (*encoder.hidden, encoder.projection) for part in layer)
+    assert drawn + encoder.position.numel() + 4 * 2 * width == count  # with batch norm's weights and biases, 1 and 0
 
 
 @QUIET
@@ -110,9 +115,42 @@ def test_golden_values(vector):
     config = config_from_dict(vector["config"])
     encoder = load_encoder(config, SecretKey(bytes.fromhex(vector["key"])))
     images = batch(np.stack([golden_image(name, config.image_size) for name in vector["images"]]))
-    values = encoder.represent(images).flatten(1)
+    values = (encoder.encrypt(images) if config.representation else encoder.represent(images)).flatten(1)
     np.testing.assert_allclose(values[:, ::101][:, :8].numpy(), vector["values"], atol=2e-4)
     np.testing.assert_allclose(values.mean(1).numpy(), vector["means"], atol=2e-5)
+
+
+# ------------------------------------------------------------------------------------------------------- NeuraCrypt
+
+
+def neuracrypt(key, **changes):
+    return load_encoder(make_config("neuracrypt", SMALL | changes), key)
+
+
+@QUIET
+@pytest.mark.parametrize("channels", [1, 3])
+def test_neuracrypt_is_the_published_network(channels, insecure_key):
+    encoder = neuracrypt(insecure_key, channels=channels, shuffle="off", batch_norm="batch")
+    images = IMAGES.float() / 127.5 - 1
+    if channels == 1:
+        grey = sum(weight * IMAGES[:, c].float() for c, weight in enumerate((0.299, 0.587, 0.114)))
+        images = ((grey - 43.9) / 63.2)[:, None]
+    encrypted = encoder.encrypt(IMAGES)
+    assert encrypted.shape == (6, 16, 48) and encrypted.dtype == torch.float32
+    torch.testing.assert_close(encrypted, Published(encoder).train()(images), atol=1e-5, rtol=1e-4)
+
+
+def test_the_shuffle_is_the_keys_and_the_images_own(insecure_key):
+    shuffled = neuracrypt(insecure_key, batch_norm="none")
+    encrypted, again = shuffled.encrypt(IMAGES), shuffled.encrypt(IMAGES.flip(0)).flip(0)
+    torch.testing.assert_close(encrypted, again)
+    orders = [
+        torch.cdist(image, plain).argmin(1).tolist() for image, plain in zip(encrypted, shuffled.represent(IMAGES))
+    ]
+    assert all(sorted(order) == list(range(16)) for order in orders) and len(set(map(tuple, orders))) == 6
+    other = load_encoder(shuffled.config, SecretKey(bytes(32)))
+    assert other._order(IMAGES[0]) != shuffled._order(IMAGES[0]) == orders[0]
+    assert shuffled.encrypt(IMAGES[:0]).shape == (0, 16, 48)
 
 
 @pytest.mark.parametrize("options, reason", [({"batch_norm": "off"}, "batch, frozen, none"), ({"scale": 0}, "scale 0"),

@@ -6,7 +6,7 @@ from hf_neuracrypt.configuration import PublicConfig
 from hf_neuracrypt.encoders.base import Encoder
 from hf_neuracrypt.encoders.blockwise import ELE, LE, PE, EtC, ViTBlockwise
 from hf_neuracrypt.encoders.color_neuracrypt import ColorNeuraCrypt
-from hf_neuracrypt.encoders.neuracrypt import ColorNeuraCryptFloat
+from hf_neuracrypt.encoders.neuracrypt import ColorNeuraCryptFloat, NeuraCrypt
 from hf_neuracrypt.errors import ConfigError, first_line
 from hf_neuracrypt.keys import SecretKey
 
@@ -19,13 +19,15 @@ ENCODERS: dict[str, type[Encoder]] = {
     "ele/v1": ELE,
     "vit-blockwise/v1": ViTBlockwise,
     "color-neuracrypt-float/v1": ColorNeuraCryptFloat,
+    "neuracrypt/v1": NeuraCrypt,
 }
 
 
 def load_encoder(
     config: PublicConfig, key: SecretKey, device: str | torch.device = "cpu", compile: bool = False
 ) -> Encoder:
-    """The encoder of `config`, keyed; its `encrypt` takes a uint8 batch (B, 3, S, S) and gives one back.
+    """The encoder of `config`, keyed; its `encrypt` takes a uint8 batch (B, 3, S, S) and gives one back
+    (`neuracrypt`: float32 patches).
 
     Args:
         config: public parameters; their class says which scheme.
