@@ -49,8 +49,10 @@ def matching_record(records: Sequence[Record], key_id: str, what: str) -> Record
     raise KeyMismatchError(f"{what} was trained under the key {known}; this key is {key_id}")
 
 
-def encrypt_images(images: Sequence[object], record: Record, key: SecretKey, names: Sequence[str]) -> list[Image.Image]:
-    """Encrypt a few images as `record` says: PIL images that the stock pipeline takes.
+def encrypt_images(
+    images: Sequence[object], record: Record, key: SecretKey, names: Sequence[str]
+) -> list[Image.Image] | torch.Tensor:
+    """Encrypt a few images as `record` says: PIL images that the stock pipeline takes, or patch representations.
 
     Raises:
         ImageError: naming the image by its entry in `names`.
@@ -62,6 +64,8 @@ def encrypt_images(images: Sequence[object], record: Record, key: SecretKey, nam
         except ImageError as error:
             raise ImageError(f"{name} cannot be encrypted: {error}") from None
     encrypted = load_encoder(record.config, key).encrypt(torch.from_numpy(np.stack(plain)).permute(0, 3, 1, 2))
+    if record.config.representation:
+        return encrypted
     return [Image.fromarray(pixels) for pixels in encrypted.permute(0, 2, 3, 1).contiguous().numpy()]
 
 
@@ -85,8 +89,25 @@ def predict(
     record = matching_record(model_records(load_model_config(model)), key.id, model)
     true_names = json.loads(key.unseal(record.sealed_labels, "label names")) if record.sealed_labels else {}
     encrypted = encrypt_images(images, record, key, names)
-    classify = pipeline("image-classification", model=model)
-    answers = classify(encrypted, top_k=top_k)
+    if record.config.representation:  # no pipeline takes what is no image
+        answers = _classify(model, encrypted, top_k)
+    else:
+        answers = pipeline("image-classification", model=model)(encrypted, top_k=top_k)
     return [
         [{**entry, "label": true_names.get(entry["label"], entry["label"])} for entry in answer] for answer in answers
+    ]
+
+
+def _classify(model: str, representations: torch.Tensor, top_k: int) -> list[list[dict]]:
+    """What the pipeline does, for float32 (B, N, width)."""
+    from transformers import AutoModelForImageClassification
+
+    classifier = AutoModelForImageClassification.from_pretrained(model).eval()
+    with torch.no_grad():
+        scores = classifier(pixel_values=representations).logits.softmax(-1)
+    best = scores.topk(min(top_k, scores.shape[1]))
+    names = classifier.config.id2label
+    return [
+        [{"label": names[index], "score": score} for score, index in zip(*row)]
+        for row in zip(best.values.tolist(), best.indices.tolist())
     ]

@@ -12,7 +12,13 @@ import numpy as np
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Image, IterableDatasetDict
 from PIL import Image as PILImage
-from transformers import AutoModelForImageClassification, EvalPrediction, PreTrainedModel, ViTImageProcessorPil
+from transformers import (
+    AutoModelForImageClassification,
+    EvalPrediction,
+    PreTrainedConfig,
+    PreTrainedModel,
+    ViTImageProcessorPil,
+)
 
 from hf_neuracrypt import images
 from hf_neuracrypt.configuration import EncoderConfig
@@ -82,6 +88,8 @@ def single_record(splits: Splits) -> Record | None:
 class Collator:
     """Rows of a dataset -> {"pixel_values": float32 (B, 3, S, S) in [-1, 1], "labels": int64 (B,)}.
 
+    Patch representations go on as they are, float32 (B, N, width).
+
     Args:
         columns: where image and label are.
         size: of the model's input.
@@ -93,8 +101,12 @@ class Collator:
         self.config = EncoderConfig(image_size=size, patch_size=8) if plain else None
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
-        pixels = torch.from_numpy(np.stack([self._pixels(row[self.columns.image]) for row in rows]))
-        batch = {"pixel_values": pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)}
+        stored = [row[self.columns.image] for row in rows]
+        if self.plain or isinstance(stored[0], dict):
+            pixels = torch.from_numpy(np.stack([self._pixels(image) for image in stored]))
+            batch = {"pixel_values": pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)}
+        else:  # patch representations
+            batch = {"pixel_values": torch.from_numpy(np.asarray(stored, np.float32))}
         if self.columns.label is not None:
             batch["labels"] = torch.tensor([row[self.columns.label] for row in rows])
         return batch
@@ -146,6 +158,8 @@ def load_model(
             f"the model has patches of {config.patch_size} pixels, the images were encrypted with "
             f"{needed}: encrypt with --patch-size {config.patch_size}"
         )
+    if record is not None and (record.config.representation or config.model_type == "neuracrypt-vit"):
+        return _representation_model(name, config, label_names, record)
     config.num_labels = len(label_names)
     config.id2label, config.label2id = dict(enumerate(label_names)), {name: i for i, name in enumerate(label_names)}
     if name is None:
@@ -160,6 +174,35 @@ def load_model(
         if size not in (None, config.image_size):
             model = _at_size(model, size)
     model.config.neuracrypt = [record.to_dict()] if record else None
+    return model
+
+
+def _representation_model(
+    name: str | None, config: PreTrainedConfig, label_names: list[str], record: Record
+) -> PreTrainedModel:
+    """A ViT on the patch representation of `record`; the layers of a stock ViT are taken over."""
+    from hf_neuracrypt.models import NeuraCryptViTConfig, NeuraCryptViTForImageClassification
+
+    shape = record.config.representation
+    if shape is None:
+        raise NeuraCryptError(f"a neuracrypt-vit takes patch representations, {record.config.scheme} gives images")
+    if config.model_type not in ("vit", "neuracrypt-vit") or config.hidden_size != shape[1]:
+        raise NeuraCryptError(
+            f"the encrypted patches have {shape[1]} values: they need a vit or neuracrypt-vit of that hidden_size, "
+            f"not a {config.model_type}{f' of {config.hidden_size}' if hasattr(config, 'hidden_size') else ''}"
+        )
+    fields = {key: value for key, value in config.to_dict().items() if key not in ("model_type", "architectures")}
+    labels = dict(enumerate(label_names))
+    fields |= {"num_patches": shape[0], "positions": record.config.shuffle == "off", "id2label": labels}
+    fields |= {"label2id": {label: number for number, label in labels.items()}}
+    fitted = NeuraCryptViTConfig(**fields)
+    if name is not None and config.model_type == "neuracrypt-vit":
+        model = NeuraCryptViTForImageClassification.from_pretrained(name, config=fitted, ignore_mismatched_sizes=True)
+    else:
+        model = NeuraCryptViTForImageClassification(fitted)
+        if name is not None:
+            model.take_layers(AutoModelForImageClassification.from_pretrained(name))
+    model.config.neuracrypt = [record.to_dict()]
     return model
 
 

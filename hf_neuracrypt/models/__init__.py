@@ -3,12 +3,14 @@
 from transformers import AutoConfig, AutoModelForImageClassification
 
 from hf_neuracrypt.models.adaptnet import AdaptNetShakeDropConfig, AdaptNetShakeDropForImageClassification
+from hf_neuracrypt.models.neuracrypt_vit import NeuraCryptViTConfig, NeuraCryptViTForImageClassification
 from hf_neuracrypt.models.shakedrop import ShakeDropConfig, ShakeDropForImageClassification
 
 
 for _config, _model in (
     (ShakeDropConfig, ShakeDropForImageClassification),
     (AdaptNetShakeDropConfig, AdaptNetShakeDropForImageClassification),
+    (NeuraCryptViTConfig, NeuraCryptViTForImageClassification),
 ):
     AutoConfig.register(_config.model_type, _config, exist_ok=True)
     AutoModelForImageClassification.register(_config, _model, exist_ok=True)
@@ -16,6 +18,8 @@ for _config, _model in (
 __all__ = [
     "AdaptNetShakeDropConfig",
     "AdaptNetShakeDropForImageClassification",
+    "NeuraCryptViTConfig",
+    "NeuraCryptViTForImageClassification",
     "ShakeDropConfig",
     "ShakeDropForImageClassification",
 ]
