@@ -5,7 +5,7 @@ before any work, not chance accuracy after it.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -90,7 +90,7 @@ def predict(
     true_names = json.loads(key.unseal(record.sealed_labels, "label names")) if record.sealed_labels else {}
     encrypted = encrypt_images(images, record, key, names)
     if record.config.representation:  # no pipeline takes what is no image
-        answers = _classify(model, encrypted, top_k)
+        answers = representation_classifier(model)(encrypted, top_k)
     else:
         answers = pipeline("image-classification", model=model)(encrypted, top_k=top_k)
     return [
@@ -98,16 +98,20 @@ def predict(
     ]
 
 
-def _classify(model: str, representations: torch.Tensor, top_k: int) -> list[list[dict]]:
-    """What the pipeline does, for float32 (B, N, width)."""
+def representation_classifier(model: str) -> Callable[[torch.Tensor, int], list[list[dict]]]:
+    """What the pipeline is for images, for patch representations: (float32 (B, N, width), top_k) -> answers."""
     from transformers import AutoModelForImageClassification
 
     classifier = AutoModelForImageClassification.from_pretrained(model).eval()
-    with torch.no_grad():
-        scores = classifier(pixel_values=representations).logits.softmax(-1)
-    best = scores.topk(min(top_k, scores.shape[1]))
     names = classifier.config.id2label
-    return [
-        [{"label": names[index], "score": score} for score, index in zip(*row)]
-        for row in zip(best.values.tolist(), best.indices.tolist())
-    ]
+
+    @torch.no_grad()
+    def classify(representations: torch.Tensor, top_k: int) -> list[list[dict]]:
+        scores = classifier(pixel_values=representations).logits.softmax(-1)
+        best = scores.topk(min(top_k, scores.shape[1]))
+        return [
+            [{"label": names[index], "score": score} for score, index in zip(*row)]
+            for row in zip(best.values.tolist(), best.indices.tolist())
+        ]
+
+    return classify

@@ -104,6 +104,9 @@ def test_encrypt_train_predict(key_file, vit_config, tmp_path):
         assert sum(entry["score"] for entry in predictions) == pytest.approx(1, abs=1e-4)
         right += predictions[0]["label"] == plain.features["label"].int2str(plain[index]["label"])
     assert right >= 5
+    evaluated = command("scripts/evaluate.py", "--model", tmp_path / "model", "--dataset", tmp_path / "encrypted")
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert json.loads(evaluated.stdout)["accuracy"] == trainer.evaluate()["eval_accuracy"]
 
 
 def test_models_that_do_not_fit(stock_vit, tmp_path):
