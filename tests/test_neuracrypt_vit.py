@@ -33,6 +33,8 @@ def model_for(config, folder, name=None, **vit):
 @pytest.fixture
 def stock_vit(tmp_path) -> ViTForImageClassification:
     model = ViTForImageClassification(ViTConfig(**(TINY_VIT | {"num_labels": 7}))).eval()
+    for weight in model.vit.layernorm.parameters():
+        torch.nn.init.normal_(weight)
     model.save_pretrained(tmp_path / "stock")
     return model
 
