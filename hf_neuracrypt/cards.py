@@ -16,11 +16,21 @@ from hf_neuracrypt.record import Record
 
 
 TEMPLATES = Path(__file__).parent / "model_cards"
-TAGS = ("neuracrypt", "color-neuracrypt", "encrypted-images", "privacy")
+TAGS = ("neuracrypt", "encrypted-images", "privacy")
 TASK = "image-classification"
 # What lies around our text in a dataset card is its owner's, and stays.
 BEGIN, END = "<!-- hf_neuracrypt: begin -->", "<!-- hf_neuracrypt: end -->"
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10**7, "1M<n<10M"))
+SCHEMES = {
+    "color-neuracrypt": "Color-NeuraCrypt (Qi, MaungMaung and Kiya), a random network whose output is again an image",
+    "color-neuracrypt-float": "Color-NeuraCrypt (Qi, MaungMaung and Kiya) in float32, as published",
+    "neuracrypt": "NeuraCrypt (Yala et al. 2021), a random network whose output is a list of patch representations",
+    "le": "LE (Tanaka 2018), pixels of each block permuted and inverted alike",
+    "ele": "ELE (Madono et al. 2020), pixels of each block permuted and inverted, and blocks permuted",
+    "pe": "pixel-based encryption (Sirichotedumrong et al. 2019), pixels inverted, their colours permuted",
+    "etc": "EtC (Chuman et al. 2018), blocks permuted, turned, mirrored and inverted",
+    "vit-blockwise": "block-wise encryption for ViT (Qi et al. 2022), patches and the pixels in them permuted",
+}
 FRAMEWORKS = ("transformers", "torch", "datasets", "accelerate")
 
 
@@ -51,7 +61,7 @@ def dataset_card(
         "pretty_name": data.get("pretty_name") or repo_id.split("/")[-1],
         "license": license or data.get("license"),
         "task_categories": _union(data.get("task_categories"), [TASK]),
-        "tags": _union(data.get("tags"), TAGS),
+        "tags": _union(data.get("tags"), [*TAGS, record.config.scheme]),
         "size_categories": size,
         **metadata,
     }
@@ -59,16 +69,25 @@ def dataset_card(
         data[name] = value
     hidden = record.sealed_labels is not None
     body = _render(
-        "dataset_card.md.jinja", pretty_name=ours["pretty_name"], repo_id=repo_id, config=record.config.to_dict(),
-        key_id=record.key_id, rows=rows, columns=columns, hidden_labels=hidden,
-        kept_columns=[column for column in columns if column not in ("image", "label")], protection=protection(hidden),
-    )  # fmt: skip
+        "dataset_card.md.jinja",
+        pretty_name=ours["pretty_name"],
+        repo_id=repo_id,
+        scheme=SCHEMES[record.config.scheme],
+        config=record.config,
+        key_id=record.key_id,
+        rows=rows,
+        columns=columns,
+        hidden_labels=hidden,
+        kept_columns=[column for column in columns if column not in ("image", "label")],
+        protection=protection(hidden),
+    )
     before, after = _around(old.text if old else "")
     return f"---\n{data.to_yaml()}\n---\n{before}{BEGIN}\n{body}{END}\n{after}"
 
 
 def model_card(
     records: Sequence[Record],
+    model_type: str,
     repo_id: str,
     hyperparameters: Mapping[str, object],
     results: Mapping[str, float],
@@ -81,6 +100,7 @@ def model_card(
 
     Args:
         records: how its training images were encrypted; none: they were plain.
+        model_type: "vit", or one of `hf_neuracrypt.models`.
         repo_id: "owner/name" on the Hub, or the name of a folder.
         hyperparameters: as they are to be shown.
         results: the last evaluation: `accuracy`, `loss`, …; empty before the first one.
@@ -94,7 +114,7 @@ def model_card(
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag=TASK,
-        tags=[*TAGS, "vision"] if records else ["vision"],
+        tags=_union(TAGS, [record.config.scheme for record in records]) if records else ["vision"],
         base_model=base_model,
         datasets=list(dataset_ids) or None,
         model_name=name,
@@ -104,12 +124,22 @@ def model_card(
         ]
         or None,
     )
-    hidden = any(record.sealed_labels is not None for record in records)
     body = _render(
-        "model_card.md.jinja", model_name=name, repo_id=repo_id, records=records, hyperparameters=hyperparameters,
-        results=shown, step=step, epoch=epoch, dataset_ids=dataset_ids, version=__version__,
-        frameworks={framework: version(framework) for framework in FRAMEWORKS}, protection=protection(hidden),
-    )  # fmt: skip
+        "model_card.md.jinja",
+        model_name=name,
+        model_type=model_type,
+        repo_id=repo_id,
+        records=records,
+        schemes=SCHEMES,
+        hyperparameters=hyperparameters,
+        results=shown,
+        step=step,
+        epoch=epoch,
+        dataset_ids=dataset_ids,
+        version=__version__,
+        frameworks={framework: version(framework) for framework in FRAMEWORKS},
+        protection=protection(any(record.sealed_labels is not None for record in records)),
+    )
     return f"---\n{data.to_yaml()}\n---\n{body}"
 
 

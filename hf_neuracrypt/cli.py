@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from hf_neuracrypt.errors import DatasetError, KeyFileError, NeuraCryptError, fail, one_line_errors
+from hf_neuracrypt.errors import DatasetError, KeyFileError, KeyMismatchError, NeuraCryptError, fail, one_line_errors
 
 
 app = typer.Typer(
@@ -81,11 +81,19 @@ def encrypt(
         bool, typer.Option("--hide-labels", help="Neutral class names, permuted by the key.")
     ] = False,
     max_rows: Annotated[int | None, typer.Option(min=1, help="Only the first rows of each split.")] = None,
-    image_size: Annotated[int, typer.Option(help="Height and width, in pixels, of what is encrypted.")] = 224,
-    patch_size: Annotated[int, typer.Option(help="That of the model to be trained: 8, 14, 16 or 32.")] = 16,
-    depth: Annotated[int, typer.Option(help="1x1 convolutions after the patch embedding.")] = 4,
-    width: Annotated[int, typer.Option(help="Channels of the hidden layers.")] = 768,
-    background: Annotated[str, typer.Option(help="Colour behind transparent pixels.")] = "#ffffff",
+    scheme: Annotated[str, typer.Option(help="How to encrypt; the README lists the schemes.")] = "color-neuracrypt",
+    image_size: Annotated[
+        int | None, typer.Option(help="Height and width, in pixels, of what is encrypted. Default: the scheme's (224).")
+    ] = None,
+    patch_size: Annotated[
+        int | None, typer.Option(help="That of the model to be trained: 8, 14, 16 or 32. Default: 16.")
+    ] = None,
+    depth: Annotated[int | None, typer.Option(help="1x1 convolutions after the patch embedding. Default: 4.")] = None,
+    width: Annotated[int | None, typer.Option(help="Channels of the hidden layers. Default: 768.")] = None,
+    background: Annotated[str | None, typer.Option(help="Colour behind transparent pixels. Default: #ffffff.")] = None,
+    scheme_option: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE of another --scheme, as variant=madono. Repeatable.")
+    ] = None,
     shard_size: Annotated[int, typer.Option(min=1, help="Size of a shard file, in MB.")] = 500,
     on_error: Annotated[OnError, typer.Option(help="At a row that cannot be encrypted: stop, or skip and list it.")] = (
         OnError.stop
@@ -110,12 +118,13 @@ def encrypt(
 
     Example: hf-neuracrypt encrypt --dataset photos/ --key-file hospital.key --output encrypted/
     """
-    from hf_neuracrypt.configuration import EncoderConfig
+    from hf_neuracrypt.configuration import make_config, parse_options
     from hf_neuracrypt.jobs import check_places, encrypt_source
 
-    config = EncoderConfig(
-        image_size=image_size, patch_size=patch_size, depth=depth, width=width, background=background
-    )
+    given = {
+        "image_size": image_size, "patch_size": patch_size, "depth": depth, "width": width, "background": background,
+    }  # fmt: skip
+    config = make_config(scheme, {k: v for k, v in given.items() if v is not None} | parse_options(scheme_option or ()))
     if rank >= world_size:
         raise NeuraCryptError(f"--rank {rank} is not below --world-size {world_size}: ranks count from 0")
     check_places(dataset, key_file, output)
@@ -257,6 +266,41 @@ def predict(
             typer.echo(json.dumps({"image": str(path), "predictions": answer}))
         else:
             typer.echo(f"{path}: " + ", ".join(f"{entry['label']} {entry['score']:.3f}" for entry in answer))
+
+
+@app.command()
+def adapt(
+    model: Annotated[str, typer.Option(help="Folder or Hub id of a ViT trained on plain images.")],
+    dataset: Annotated[str, typer.Option(help="Folder or Hub id of images encrypted with --scheme vit-blockwise.")],
+    key_file: KeyFile,
+    output: Annotated[Path, typer.Option(help="New folder for the adapted model.")],
+    passphrase_file: PassphraseFile = None,
+) -> None:
+    """Fit a plain ViT to the ciphertexts of vit-blockwise. The result, beside the plain model, reveals the cipher.
+
+    Example: hf-neuracrypt adapt --model plain-vit/ --dataset encrypted/ --key-file hospital.key --output adapted/
+    """
+    key = _load_key(key_file, passphrase_file)
+    if output.exists():
+        raise NeuraCryptError(f"{output} exists: choose another folder")
+
+    from hf_neuracrypt import adaptation, prediction, training
+    from hf_neuracrypt.encoders import load_encoder
+    from hf_neuracrypt.sources import stored_record
+
+    record = stored_record(dataset)
+    if record is None:
+        raise DatasetError(f"{dataset} is not encrypted: adapt fits a model to encrypted images")
+    if record.key_id != key.id:
+        raise KeyMismatchError(f"{dataset} was encrypted under the key {record.key_id}; this key is {key.id}")
+    config = prediction.load_model_config(model)
+    if prediction.model_records(config):
+        raise NeuraCryptError(f"{model} was trained on encrypted images already")
+    size = record.config.image_size
+    fitted = training.load_model(model, None, [name for _, name in sorted(config.id2label.items())], size, [record])
+    adaptation.adapt(fitted, load_encoder(record.config, key)).save_pretrained(output)
+    training.stock_processor(size).save_pretrained(output)
+    _note(f"Wrote {output}.\n{adaptation.WARNING}")
 
 
 def main() -> None:

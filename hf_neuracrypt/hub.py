@@ -22,6 +22,11 @@ from hf_neuracrypt.errors import HubError, first_line
 TRANSPORT_ERROR = HfHubHTTPError.__mro__[1]  # the HTTP library's base of all errors; its name changes with its version
 
 
+def may_be_repository(name: str) -> bool:
+    """Whether a name that no file or folder has can be that of a repository."""
+    return not (Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1)
+
+
 def offline(name: str) -> str | None:
     """Why `name` cannot be had from the Hub, if that is because nobody wants it asked."""
     if constants.HF_HUB_OFFLINE:

@@ -4,14 +4,14 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from hf_neuracrypt.configuration import EncoderConfig
+from hf_neuracrypt.configuration import PublicConfig
 from hf_neuracrypt.errors import DatasetError, KeyFileError, KeyMismatchError
 from hf_neuracrypt.keys import SecretKey
 
 
 def encrypt_source(
     dataset: str,
-    config: EncoderConfig,
+    config: PublicConfig,
     key: SecretKey,
     output: Path,
     *,

@@ -137,10 +137,10 @@ def _upload(
     """One shard: compare it with the manifest, look at its rows, turn it into Parquet, send it."""
     if store.sha256(shard) != manifest["files"][f"{split}/{shard.name}"]["sha256"]:
         raise DatasetError(f"{shard} does not have its sha256 of the manifest: encrypt again")
-    dataset, size = Dataset.from_file(str(shard)), Record.from_dict(manifest).config.image_size
+    dataset, config = Dataset.from_file(str(shard)), Record.from_dict(manifest).config
     for start in range(0, max(1, len(dataset)), GUARD_ROWS):
         rows = dataset.data.table.slice(start, GUARD_ROWS)
-        guard.check_rows(rows, f"{split}/{shard.name}", ("image", "label", *keep_columns), size, start)
+        guard.check_rows(rows, f"{split}/{shard.name}", ("image", "label", *keep_columns), config, start)
     path = scratch / Path(target).name
     with quiet_datasets():
         dataset.to_parquet(str(path))

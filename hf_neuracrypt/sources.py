@@ -7,7 +7,7 @@ import datasets
 from datasets import Dataset, DatasetDict, IterableDatasetDict
 
 from hf_neuracrypt.errors import DatasetError, HubError, NeuraCryptError, first_line
-from hf_neuracrypt.hub import explain, offline, read_small_file
+from hf_neuracrypt.hub import explain, may_be_repository, offline, read_small_file
 from hf_neuracrypt.record import Record
 from hf_neuracrypt.store import MANIFEST, MAX_MANIFEST_BYTES, parse_manifest, read_manifest
 
@@ -64,7 +64,7 @@ def stored_record(name: str) -> Record | None:
     folder = Path(name)
     if folder.exists():
         return Record.from_dict(read_manifest(folder)) if (folder / MANIFEST).exists() else None
-    manifest = published_manifest(name) if _on_the_hub(name) else None
+    manifest = published_manifest(name) if may_be_repository(name) else None
     return Record.from_dict(manifest) if manifest else None
 
 
@@ -72,11 +72,6 @@ def published_manifest(name: str, revision: str | None = None) -> dict | None:
     """The manifest of a dataset on the Hub, None if it has none. Raises HubError and DatasetError."""
     text = read_small_file(name, MANIFEST, "dataset", revision, MAX_MANIFEST_BYTES)
     return None if text is None else parse_manifest(text, f"{MANIFEST} of {name}")
-
-
-def _on_the_hub(name: str) -> bool:
-    """Whether a name that no file or folder has can be that of a repository."""
-    return not (Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1)
 
 
 def load_source(name: str, streaming: bool = False) -> DatasetDict | IterableDatasetDict:
@@ -102,14 +97,14 @@ def load_source(name: str, streaming: bool = False) -> DatasetDict | IterableDat
             loaded = datasets.load_dataset(BUILDERS[path.suffix], data_files=name, streaming=streaming)
         elif path.is_dir():
             loaded = datasets.load_dataset(name, streaming=streaming)
-        elif not _on_the_hub(name):
+        elif not may_be_repository(name):
             raise DatasetError(f"there is no folder or file {name}")
         else:
             loaded = datasets.load_dataset(name, streaming=streaming)
     except NeuraCryptError:
         raise
     except Exception as error:  # builders raise whatever their file format's library raises
-        reason = explain(error, name) or (offline(name) if not path.exists() and _on_the_hub(name) else None)
+        reason = explain(error, name) or (offline(name) if not path.exists() and may_be_repository(name) else None)
         if reason is not None:
             raise HubError(reason) from error
         raise DatasetError(f"cannot load the dataset {name}: {first_line(_innermost(error))}") from error

@@ -62,6 +62,7 @@ class PublishingTrainer(Trainer):
         results = {metric: last[f"eval_{metric}"] for metric in ("accuracy", "loss") if f"eval_{metric}" in last}
         text = model_card(
             self.records,
+            self.model.config.model_type,
             getattr(self, "hub_model_id", None) or self._repo_name,
             extract_hyperparameters_from_trainer(self),
             results,

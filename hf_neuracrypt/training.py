@@ -13,7 +13,13 @@ import numpy as np
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Image, IterableDatasetDict, concatenate_datasets
 from PIL import Image as PILImage
-from transformers import AutoModelForImageClassification, EvalPrediction, PreTrainedModel, ViTImageProcessorPil
+from transformers import (
+    AutoModelForImageClassification,
+    EvalPrediction,
+    PreTrainedConfig,
+    PreTrainedModel,
+    ViTImageProcessorPil,
+)
 
 from hf_neuracrypt import images
 from hf_neuracrypt.configuration import EncoderConfig
@@ -119,8 +125,8 @@ def checked_records(splits: Splits, allow_mixed_keys: bool = False) -> list[Reco
             raise KeyMismatchError(
                 f"the dataset mixes images of several keys or configs: {ids} (--allow_mixed_keys, if that is meant)"
             )
-        if len({(record.config.image_size, record.config.patch_size) for record in records}) > 1:
-            raise KeyMismatchError(f"the images of {ids} have different sizes or patches: no model takes both")
+        if len({record.config for record in records}) > 1:
+            raise KeyMismatchError(f"the images of {ids} were encrypted with different configs: no model takes both")
         if any(record.sealed_labels for record in records):
             raise KeyMismatchError(
                 f"class names of {ids} are hidden, each in another order: labels do not fit together"
@@ -130,6 +136,8 @@ def checked_records(splits: Splits, allow_mixed_keys: bool = False) -> list[Reco
 
 class Collator:
     """Rows of a dataset -> {"pixel_values": float32 (B, 3, S, S) in [-1, 1], "labels": int64 (B,)}.
+
+    Patch representations go on as they are, float32 (B, N, width).
 
     Args:
         columns: where image and label are.
@@ -142,8 +150,12 @@ class Collator:
         self.config = EncoderConfig(image_size=size, patch_size=8) if plain else None
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
-        pixels = torch.from_numpy(np.stack([self._pixels(row[self.columns.image]) for row in rows]))
-        batch = {"pixel_values": pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)}
+        stored = [row[self.columns.image] for row in rows]
+        if self.plain or isinstance(stored[0], dict):
+            pixels = torch.from_numpy(np.stack([self._pixels(image) for image in stored]))
+            batch = {"pixel_values": pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)}
+        else:  # patch representations
+            batch = {"pixel_values": torch.from_numpy(np.asarray(stored, np.float32))}
         if self.columns.label is not None:
             batch["labels"] = torch.tensor([row[self.columns.label] for row in rows])
         return batch
@@ -187,14 +199,17 @@ def load_model(
         NeuraCryptError: it cannot be loaded, or its patches are not those of the encryption.
     """
     config = load_model_config(config_name or name)
-    if not hasattr(config, "image_size") or not hasattr(config, "patch_size"):
+    if not hasattr(config, "image_size"):
         raise NeuraCryptError(f"{config_name or name} is a {config.model_type}, not a Vision Transformer of patches")
     for record in records:
-        if config.patch_size != record.config.patch_size:
+        needed = record.config.model_patch_size
+        if needed and getattr(config, "patch_size", needed) != needed:
             raise NeuraCryptError(
                 f"the model has patches of {config.patch_size} pixels, the images were encrypted with "
-                f"{record.config.patch_size}: encrypt with --patch-size {config.patch_size}"
+                f"{needed}: encrypt with --patch-size {config.patch_size}"
             )
+    if records and (records[0].config.representation or config.model_type == "neuracrypt-vit"):
+        return _representation_model(name, config, label_names, records)
     config.num_labels = len(label_names)
     config.id2label, config.label2id = dict(enumerate(label_names)), {name: i for i, name in enumerate(label_names)}
     if name is None:
@@ -202,9 +217,43 @@ def load_model(
         model = AutoModelForImageClassification.from_config(config)
     else:
         model = AutoModelForImageClassification.from_pretrained(name, config=config, ignore_mismatched_sizes=True)
+        if size not in (None, config.image_size) and not hasattr(config, "patch_size"):
+            raise NeuraCryptError(
+                f"{name} is a {config.model_type} for images of {config.image_size} pixels, not of {size}"
+            )
         if size not in (None, config.image_size):
             model = _at_size(model, size)
     model.config.neuracrypt = [record.to_dict() for record in records] or None
+    return model
+
+
+def _representation_model(
+    name: str | None, config: PreTrainedConfig, label_names: list[str], records: Sequence[Record]
+) -> PreTrainedModel:
+    """A ViT on the patch representation of `records`; the layers of a stock ViT are taken over."""
+    from hf_neuracrypt.models import NeuraCryptViTConfig, NeuraCryptViTForImageClassification
+
+    encoding = records[0].config
+    shape = encoding.representation
+    if shape is None:
+        raise NeuraCryptError(f"a neuracrypt-vit takes patch representations, {encoding.scheme} gives images")
+    if config.model_type not in ("vit", "neuracrypt-vit") or config.hidden_size != shape[1]:
+        raise NeuraCryptError(
+            f"the encrypted patches have {shape[1]} values: they need a vit or neuracrypt-vit of that hidden_size, "
+            f"not a {config.model_type}{f' of {config.hidden_size}' if hasattr(config, 'hidden_size') else ''}"
+        )
+    fields = {key: value for key, value in config.to_dict().items() if key not in ("model_type", "architectures")}
+    labels = dict(enumerate(label_names))
+    fields |= {"num_patches": shape[0], "positions": encoding.shuffle == "off", "id2label": labels}
+    fields |= {"label2id": {label: number for number, label in labels.items()}}
+    fitted = NeuraCryptViTConfig(**fields)
+    if name is not None and config.model_type == "neuracrypt-vit":
+        model = NeuraCryptViTForImageClassification.from_pretrained(name, config=fitted, ignore_mismatched_sizes=True)
+    else:
+        model = NeuraCryptViTForImageClassification(fitted)
+        if name is not None:
+            model.take_layers(AutoModelForImageClassification.from_pretrained(name))
+    model.config.neuracrypt = [record.to_dict() for record in records]
     return model
 
 

@@ -4,6 +4,7 @@ import pytest
 from huggingface_hub import DatasetCard, ModelCard
 
 from hf_neuracrypt import cards
+from hf_neuracrypt.configuration import SCHEMES, make_config
 from hf_neuracrypt.record import Record
 from tests.conftest import SMALL
 
@@ -53,7 +54,7 @@ def test_what_others_wrote_into_a_card_stays():
 
 
 def model_card(records=(RECORD,), results=None, **options):
-    return cards.model_card(records, "ward/vit", {"learning_rate": 1e-4}, results or {}, 40, 2.0, **options)
+    return cards.model_card(records, "vit", "ward/vit", {"learning_rate": 1e-4}, results or {}, 40, 2.0, **options)
 
 
 def test_a_model_card_has_a_model_index():
@@ -79,6 +80,13 @@ def test_a_baseline_does_not_claim_to_be_encrypted():
     text = model_card([])
     assert "plain images" in text and "hf-neuracrypt predict" not in text
     assert "encrypted-images" not in ModelCard(text).data.tags
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_every_scheme_has_its_cards(scheme):
+    record = Record(make_config(scheme, {}), "nck1-00")
+    assert record.config.algorithm in dataset_card(record) and cards.SCHEMES[scheme] in dataset_card(record)
+    assert cards.SCHEMES[scheme] in model_card([record]) and scheme in ModelCard(model_card([record])).data.tags
 
 
 @pytest.mark.parametrize("rows, size", [(999, "n<1K"), (1_000, "1K<n<10K"), (10**7, "n>10M")])

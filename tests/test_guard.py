@@ -18,7 +18,7 @@ from hf_neuracrypt.errors import LeakError
 from hf_neuracrypt.guard import CHECKPOINT_FILES, MODEL_FILES, Guard, find_key_file
 from hf_neuracrypt.images import to_png
 from hf_neuracrypt.keys import PLAIN_PREFIX, SecretKey
-from tests.conftest import encoded, make_images
+from tests.conftest import SMALL, encoded, make_images
 
 
 SECRET = hashlib.sha256(b"insecure").digest()
@@ -179,15 +179,15 @@ def replaced(table, row, image):
 
 
 def test_encrypted_rows_pass(table):
-    Guard(KEY).check_rows(table, "train", COLUMNS, 32)
+    Guard(KEY).check_rows(table, "train", COLUMNS, SMALL)
 
 
 def test_an_image_path_is_refused(table):
     named = replaced(table, 2, {"bytes": table["image"][0].as_py()["bytes"], "path": "jane_roe.png"})
     with pytest.raises(LeakError, match="row 12 of train keeps the path"):
-        Guard(KEY).check_rows(named, "train", COLUMNS, 32, first_row=10)
+        Guard(KEY).check_rows(named, "train", COLUMNS, SMALL, first_row=10)
     with pytest.raises(LeakError, match="row 1 of train has no image bytes"):
-        Guard(KEY).check_rows(replaced(table, 1, {"bytes": None, "path": "a.png"}), "train", COLUMNS, 32)
+        Guard(KEY).check_rows(replaced(table, 1, {"bytes": None, "path": "a.png"}), "train", COLUMNS, SMALL)
 
 
 def test_a_plain_or_recoded_image_is_refused(table):
@@ -205,14 +205,14 @@ def test_a_plain_or_recoded_image_is_refused(table):
         (to_png(np.zeros((32, 32, 3), np.uint8)), "looks like a plain image"),
     ):
         with pytest.raises(LeakError, match=reason):
-            Guard(KEY).check_rows(replaced(table, 3, {"bytes": image, "path": None}), "train", COLUMNS, 32)
+            Guard(KEY).check_rows(replaced(table, 3, {"bytes": image, "path": None}), "train", COLUMNS, SMALL)
 
 
 def test_a_column_nobody_named_is_refused(table):
     wider = table.append_column("patient", pa.array(["a", "b", "c", "d"]))
     with pytest.raises(LeakError, match="column 'patient', stored in clear"):
-        Guard(KEY).check_rows(wider, "train", COLUMNS, 32)
-    Guard(KEY).check_rows(wider, "train", (*COLUMNS, "patient"), 32)
+        Guard(KEY).check_rows(wider, "train", COLUMNS, SMALL)
+    Guard(KEY).check_rows(wider, "train", (*COLUMNS, "patient"), SMALL)
 
 
 def test_a_key_in_rows_is_found(table):
@@ -223,4 +223,4 @@ def test_a_key_in_rows_is_found(table):
         (table.append_column(SECRET.hex(), pa.array([1, 2, 3, 4])), "a column name of train"),
     ):
         with pytest.raises(LeakError, match=f"{place} holds the secret key"):
-            Guard(KEY).check_rows(planted, "train", (*COLUMNS, "note"), 32)
+            Guard(KEY).check_rows(planted, "train", (*COLUMNS, "note"), SMALL)

@@ -197,6 +197,27 @@ def test_kept_columns_are_published_only_when_named(hub, work, tmp_path):
     assert "publish `age` in clear" in hub.files("dataset", "owner/photos")["README.md"].decode()
 
 
+@pytest.mark.parametrize("scheme", ["pe", "neuracrypt"])
+def test_other_schemes_are_published_alike(scheme, hub, work, tmp_path):
+    small = ("--image-size", 32, *(("--patch-size", 8, "--width", 64, "--depth", 1) if scheme == "neuracrypt" else ()))
+    encrypt = command(
+        "encrypt", "--dataset", work / "plain", "--key-file", work / "one.key", "--output", tmp_path / "other",
+        "--scheme", scheme, "--max-rows", 3, *small,
+    )  # fmt: skip
+    assert encrypt.returncode == 0, encrypt.stderr
+    result = push(hub, tmp_path, "other", "owner/other", "--key-file", work / "one.key")
+    assert result.returncode == 0, result.stderr
+    code = """
+import numpy as np
+from datasets import load_dataset
+from hf_neuracrypt.record import records_of
+loaded = load_dataset("owner/other")
+print(np.asarray(loaded["train"][0]["image"]).shape, records_of(loaded)[0].config.scheme)
+"""
+    shape = {"pe": "(32, 32, 3)", "neuracrypt": "(16, 64)"}[scheme]
+    assert python(hub, code, tmp_path / "home").splitlines()[-1] == f"{shape} {scheme}"
+
+
 # ------------------------------------------------------------------------------------------------------ models
 
 TRAIN = """
