@@ -118,8 +118,8 @@ def encrypt(
 
     Example: hf-neuracrypt encrypt --dataset photos/ --key-file hospital.key --output encrypted/
     """
-    from hf_neuracrypt.configuration import make_config, parse_options
     from hf_neuracrypt.jobs import check_places, encrypt_source
+    from hf_neuracrypt.schemes import make_config, parse_options
 
     given = {
         "image_size": image_size, "patch_size": patch_size, "depth": depth, "width": width, "background": background,

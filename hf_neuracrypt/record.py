@@ -9,8 +9,9 @@ import json
 
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
-from hf_neuracrypt.configuration import PublicConfig, config_from_dict
+from hf_neuracrypt.configuration import PublicConfig
 from hf_neuracrypt.errors import ConfigError
+from hf_neuracrypt.schemes import config_from_dict
 
 
 RECORD_FORMAT = 1

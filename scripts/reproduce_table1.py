@@ -28,12 +28,12 @@ from datasets import ClassLabel, Dataset, Features, Image
 from transformers import Trainer, TrainingArguments, ViTConfig, set_seed
 
 from hf_neuracrypt import SecretKey, encrypt_dataset, load_encoder, training
-from hf_neuracrypt.configuration import make_config
 from hf_neuracrypt.dataset import find_columns
 from hf_neuracrypt.errors import NeuraCryptError, one_line_errors
 from hf_neuracrypt.images import prepare
 from hf_neuracrypt.models import AdaptNetShakeDropConfig, ShakeDropConfig
 from hf_neuracrypt.record import Record
+from hf_neuracrypt.schemes import make_config
 from hf_neuracrypt.sources import load_source
 
 

@@ -9,8 +9,8 @@ from transformers import AutoModelForImageClassification, ResNetConfig, ViTConfi
 
 from hf_neuracrypt import SecretKey, load_encoder, training
 from hf_neuracrypt.adaptation import WARNING, adapt
-from hf_neuracrypt.configuration import make_config
 from hf_neuracrypt.errors import NeuraCryptError
+from hf_neuracrypt.schemes import make_config
 from tests.conftest import SMALL, TINY_VIT, assert_one_line_error, batch, command, make_images
 
 

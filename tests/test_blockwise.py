@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_neuracrypt import EncoderConfig, SecretKey, load_encoder, prediction, training
-from hf_neuracrypt.configuration import SCHEMES, config_from_dict, make_config
 from hf_neuracrypt.encoders.blockwise import EtC, choices
 from hf_neuracrypt.errors import ConfigError, ImageError, NeuraCryptError
 from hf_neuracrypt.images import prepare
 from hf_neuracrypt.record import Record
+from hf_neuracrypt.schemes import SCHEMES, config_from_dict, make_config
 from tests.conftest import GOLDEN, assert_one_line_error, batch, command, digests, make_dataset, make_images
 from tests.test_color_neuracrypt import golden_image, sha256
 

@@ -4,8 +4,8 @@ import pytest
 from huggingface_hub import DatasetCard, ModelCard
 
 from hf_neuracrypt import cards
-from hf_neuracrypt.configuration import SCHEMES, make_config
 from hf_neuracrypt.record import Record
+from hf_neuracrypt.schemes import SCHEMES, make_config
 from tests.conftest import SMALL
 
 

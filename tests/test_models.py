@@ -8,7 +8,6 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForImageClassification, pipeline
 
 from hf_neuracrypt import training
-from hf_neuracrypt.configuration import make_config
 from hf_neuracrypt.errors import ConfigError, NeuraCryptError
 from hf_neuracrypt.models import (
     AdaptNetShakeDropConfig,
@@ -19,6 +18,7 @@ from hf_neuracrypt.models import (
 from hf_neuracrypt.models.adaptnet import permutation_penalty, smoothness_penalty
 from hf_neuracrypt.models.shakedrop import ShakeDrop
 from hf_neuracrypt.record import Record
+from hf_neuracrypt.schemes import make_config
 
 
 SMALL = {

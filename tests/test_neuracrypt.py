@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from hf_neuracrypt import SecretKey, load_encoder
-from hf_neuracrypt.configuration import config_from_dict, make_config
 from hf_neuracrypt.errors import ConfigError
+from hf_neuracrypt.schemes import config_from_dict, make_config
 from tests.conftest import GOLDEN, batch, make_images
 from tests.test_color_neuracrypt import golden_image
 

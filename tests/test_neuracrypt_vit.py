@@ -15,10 +15,10 @@ from transformers import (
 )
 
 from hf_neuracrypt import SecretKey, encrypt_dataset, load_encoder, training
-from hf_neuracrypt.configuration import make_config
 from hf_neuracrypt.errors import ConfigError, NeuraCryptError
 from hf_neuracrypt.models import NeuraCryptViTForImageClassification
 from hf_neuracrypt.record import Record
+from hf_neuracrypt.schemes import make_config
 from tests.conftest import SMALL, TINY_VIT, command, make_dataset
 
 

@@ -29,9 +29,9 @@ import warnings
 import numpy as np
 import torch
 
-from hf_neuracrypt.configuration import FloatConfig, NetworkConfig, NeuraCryptConfig
 from hf_neuracrypt.encoders.base import Encoder
 from hf_neuracrypt.keys import SecretKey
+from hf_neuracrypt.schemes import FloatConfig, NetworkConfig, NeuraCryptConfig
 
 
 EPSILON = 1e-5  # of nn.BatchNorm2d
