@@ -1,4 +1,4 @@
-"""Every scheme by its name: the public parameters of those that Color-NeuraCrypt is compared with, and one dict of all."""
+"""Every scheme by its name: public parameters of those that Color-NeuraCrypt is compared with, and one dict of all."""
 
 import dataclasses
 from collections.abc import Sequence

@@ -83,7 +83,7 @@ class Budget:
 
 BUDGETS = {
     "smoke": Budget(400, 100, 40, 16, 32, 8, 64, 2, {"depth": 8, "widening": 24}),  # only shows that it runs
-    "cpu": Budget(10_000, 2_000, 3_000, 64, 32, 4, 192, 6, {"depth": 20, "widening": 48}),
+    "cpu": Budget(10_000, 2_000, 3_000, 64, 32, 8, 192, 6, {"depth": 20, "widening": 48}),
 }
 
 
