@@ -47,9 +47,10 @@ class Guard:
 
     def check_bytes(self, data: bytes, where: str) -> None:
         """Raises LeakError if `data` holds a key or a token."""
-        if key_text_in(data):
+        texts = _texts(data)
+        if key_text_in(data, texts):
             raise LeakError(f"{where} holds the text of a secret key file: nothing was published; remove it")
-        if self.key is not None and (form := self.key.found_in(data)):
+        if self.key is not None and (form := self.key.found_in(data, texts)):
             raise LeakError(f"{where} holds the secret key ({form}): nothing was published; remove it")
         if any(token in data for token in self.tokens):
             raise LeakError(f"{where} holds an access token: nothing was published; remove it")
@@ -133,11 +134,37 @@ class Guard:
             _check_ciphertext(image["bytes"], config.image_size, random, f"row {index} of {where}")
 
 
+def _texts(data: bytes) -> bytes:
+    """The stretches of `data` that may be 40 or more printable characters, in one or two bytes each.
+
+    Ciphertext and weights are random bytes: searched for dozens of texts, a dataset would take hours.
+    """
+    if len(data) < 1_000:
+        return data
+    every_fourth = np.frombuffer(data, np.uint8)[:-1:4]
+    next_ones = np.frombuffer(data, np.uint8)[1::4][: len(every_fourth)]
+    # uint8 arithmetic wraps around, so one comparison tests both ends of " " to "~".
+    text = ((every_fourth - 0x20) < 0x5F) | ((every_fourth == 0) & ((next_ones - 0x20) < 0x5F))
+    run = text[: len(text) - 8].copy()
+    for ahead in range(1, 9):
+        run &= text[ahead : len(text) - 8 + ahead]
+    starts = np.flatnonzero(run)
+    if not len(starts):
+        return b""
+    breaks = np.flatnonzero(np.diff(starts) > 9)
+    firsts, lasts = starts[np.r_[0, breaks + 1]], starts[np.r_[breaks, len(starts) - 1]]
+    return b"\xff".join(
+        data[max(0, 4 * first - 4) : 4 * last + 40] for first, last in zip(firsts.tolist(), lasts.tolist())
+    )
+
+
 def find_key_file(folder: Path) -> Path | None:
     """A key file somewhere below `folder`, which would be published with it."""
     for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
-        if path.is_file() and path.stat().st_size <= 1_000_000 and key_text_in(path.read_bytes()):
-            return path
+        if path.is_file() and path.stat().st_size <= 1_000_000:
+            content = path.read_bytes()
+            if key_text_in(content, content):
+                return path
     return None
 
 

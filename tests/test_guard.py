@@ -135,6 +135,25 @@ def test_a_key_across_two_pieces_of_a_large_file_is_found(model_folder, monkeypa
         Guard(KEY).check_folder(model_folder, CHECKPOINT_FILES)
 
 
+HIDDEN = {
+    "base64": base64.b64encode(SECRET),
+    "base64 in a longer text": base64.b64encode(b"ab" + SECRET + b"c"),
+    "hexadecimal in UTF-16": SECRET.hex().encode("utf-16-le"),
+    "base32": base64.b32encode(SECRET),
+    "numbers": str(list(SECRET)).encode(),
+    "raw": SECRET,
+}
+
+
+@pytest.mark.parametrize("form", HIDDEN.values(), ids=HIDDEN)
+def test_a_key_in_the_middle_of_random_bytes_is_found(form):
+    noise = np.random.default_rng(0).bytes(20_000)
+    Guard(KEY).check_bytes(noise, "noise")
+    for offset in range(9_000, 9_008):
+        with pytest.raises(LeakError, match="holds the secret key"):
+            Guard(KEY).check_bytes(noise[:offset] + form + noise[offset:], "noise")
+
+
 def test_an_access_token_is_found(model_folder):
     torch.save({"hub_token": "hf_abcdef"}, model_folder / "training_args.bin")
     with pytest.raises(LeakError, match=r"training_args.bin holds an access token"):
