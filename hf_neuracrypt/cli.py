@@ -1,7 +1,6 @@
 """The owner's command, `hf-neuracrypt`. Heavy imports stay inside the commands, so that `--help` answers at once."""
 
 import json
-import os
 import signal
 import sys
 from enum import StrEnum
@@ -10,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from hf_neuracrypt.errors import DatasetError, KeyFileError, NeuraCryptError, fail, one_line_errors
+from hf_neuracrypt.errors import DatasetError, KeyFileError, KeyMismatchError, NeuraCryptError, fail, one_line_errors
 
 
 app = typer.Typer(
@@ -82,11 +81,19 @@ def encrypt(
         bool, typer.Option("--hide-labels", help="Neutral class names, permuted by the key.")
     ] = False,
     max_rows: Annotated[int | None, typer.Option(min=1, help="Only the first rows of each split.")] = None,
-    image_size: Annotated[int, typer.Option(help="Height and width, in pixels, of what is encrypted.")] = 224,
-    patch_size: Annotated[int, typer.Option(help="That of the model to be trained: 8, 14, 16 or 32.")] = 16,
-    depth: Annotated[int, typer.Option(help="1x1 convolutions after the patch embedding.")] = 4,
-    width: Annotated[int, typer.Option(help="Channels of the hidden layers.")] = 768,
-    background: Annotated[str, typer.Option(help="Colour behind transparent pixels.")] = "#ffffff",
+    scheme: Annotated[str, typer.Option(help="How to encrypt; the README lists the schemes.")] = "color-neuracrypt",
+    image_size: Annotated[
+        int | None, typer.Option(help="Height and width, in pixels, of what is encrypted. Default: the scheme's (224).")
+    ] = None,
+    patch_size: Annotated[
+        int | None, typer.Option(help="That of the model to be trained: 8, 14, 16 or 32. Default: 16.")
+    ] = None,
+    depth: Annotated[int | None, typer.Option(help="1x1 convolutions after the patch embedding. Default: 4.")] = None,
+    width: Annotated[int | None, typer.Option(help="Channels of the hidden layers. Default: 768.")] = None,
+    background: Annotated[str | None, typer.Option(help="Colour behind transparent pixels. Default: #ffffff.")] = None,
+    scheme_option: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE of another --scheme, as variant=madono. Repeatable.")
+    ] = None,
     shard_size: Annotated[int, typer.Option(min=1, help="Size of a shard file, in MB.")] = 500,
     on_error: Annotated[OnError, typer.Option(help="At a row that cannot be encrypted: stop, or skip and list it.")] = (
         OnError.stop
@@ -111,38 +118,29 @@ def encrypt(
 
     Example: hf-neuracrypt encrypt --dataset photos/ --key-file hospital.key --output encrypted/
     """
-    from hf_neuracrypt.configuration import EncoderConfig
+    from hf_neuracrypt.jobs import check_places, encrypt_source
+    from hf_neuracrypt.schemes import make_config, parse_options
 
-    config = EncoderConfig(
-        image_size=image_size, patch_size=patch_size, depth=depth, width=width, background=background
-    )
+    given = {
+        "image_size": image_size, "patch_size": patch_size, "depth": depth, "width": width, "background": background,
+    }  # fmt: skip
+    config = make_config(scheme, {k: v for k, v in given.items() if v is not None} | parse_options(scheme_option or ()))
     if rank >= world_size:
         raise NeuraCryptError(f"--rank {rank} is not below --world-size {world_size}: ranks count from 0")
-    _check_places(dataset, key_file, output)
+    check_places(dataset, key_file, output)
     key = _load_key(key_file, passphrase_file)
 
     from hf_neuracrypt import store
-    from hf_neuracrypt.dataset import make_plan
-    from hf_neuracrypt.encoders import load_encoder
-    from hf_neuracrypt.sources import identity, is_table, load_source, stored_record
-    from hf_neuracrypt.workers import encrypt_to_folder
-    from hf_neuracrypt.writer import Job
 
     # SIGTERM, as a cluster's scheduler sends it, ends the job like Ctrl-C: workers are told, locks are dropped.
     signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-    if (record := stored_record(dataset)) is not None:
-        raise DatasetError(f"{dataset} is already encrypted (key {record.key_id}): encrypt the plain images instead")
-    streaming = is_table(dataset) if streaming is None else streaming
-    splits = dict(load_source(dataset, streaming))
-    if max_rows is not None:
-        splits = {name: _first_rows(split, max_rows) for name, split in splits.items()}
-    encoder = load_encoder(config, key, device=device)
-    plan = make_plan(splits, encoder, image_column, label_column, keep_column or (), hide_labels)
-    job = Job(
-        splits, plan, output, identity(dataset) if streaming else "", shard_size * 1_000_000,
-        skip=on_error == OnError.skip, max_bad_fraction=max_bad_fraction,
+    complete = encrypt_source(
+        dataset, config, key, output, image_column=image_column, label_column=label_column,
+        keep_columns=keep_column or (), hide_labels=hide_labels, max_rows=max_rows, shard_bytes=shard_size * 1_000_000,
+        skip=on_error == OnError.skip, max_bad_fraction=max_bad_fraction, streaming=streaming, num_proc=num_proc,
+        rank=rank, world_size=world_size, device=device,
     )  # fmt: skip
-    if not encrypt_to_folder(job, num_proc, rank, world_size):
+    if not complete:
         return _note(f"Rank {rank} of {world_size} has done its part; {output} is complete when all have.")
     rows = store.read_manifest(output)["rows"]
     _note(f"Encrypted {sum(rows.values()):,} images with {key.id} into {output}.")
@@ -168,6 +166,77 @@ def verify(folder: Annotated[Path, typer.Argument(help="A folder written by `enc
     if damaged:
         raise DatasetError(f"{damaged} file(s) of {folder} are not as they were written: encrypt again")
     _note(f"Every file of {folder} is as it was written.")
+
+
+@app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(help="A folder written by `encrypt`.")],
+    repo: Annotated[str, typer.Argument(help="The dataset's name on the Hub: owner/name.")],
+    key_file: Annotated[
+        Path | None,
+        typer.Option(envvar="NEURACRYPT_KEY_FILE", help="Its key is searched for, in every form, in what would go."),
+    ] = None,
+    passphrase_file: PassphraseFile = None,
+    public: Annotated[bool, typer.Option("--public", help="Everybody may read it. Default: private.")] = False,
+    gated: Annotated[bool, typer.Option("--gated", help="Readers must ask you for access.")] = False,
+    keep_column: Annotated[list[str] | None, typer.Option(help="Also publish this column, in clear.")] = None,
+    license: Annotated[str | None, typer.Option(help="A licence the Hub knows, such as cc-by-4.0.")] = None,
+) -> None:
+    """Publish an encrypted dataset on the Hub, as a new revision if it is there already.
+
+    Everything is searched for keys, plain images and metadata first. Stopped half-way, the same command continues.
+
+    Example: hf-neuracrypt push encrypted/ hospital/xrays-encrypted --key-file hospital.key
+    """
+    key = _load_key(key_file, passphrase_file) if key_file else None
+
+    from hf_neuracrypt.push import push_dataset
+
+    url = push_dataset(
+        folder, repo, key, public=public, gated=gated, keep_columns=tuple(keep_column or ()), license=license
+    )
+    typer.echo(url)
+    if key is None:
+        _note("Only searched for key files: give --key-file to search for the key itself as well.")
+
+
+@app.command()
+def rotate(
+    folder: Annotated[Path, typer.Argument(help="What the old key encrypted; its config and columns are used again.")],
+    dataset: Annotated[str, typer.Option(help="The plain source, as given to `encrypt`.")],
+    new_key_file: Annotated[Path, typer.Option(help="The new key file; made if it is not there.")],
+    output: Annotated[Path, typer.Option(help="New folder; run again to resume.")],
+    passphrase_file: Annotated[Path | None, typer.Option(help="The new key's passphrase is its first line.")] = None,
+    repo: Annotated[str | None, typer.Option(help="Publish as a new revision of this dataset on the Hub.")] = None,
+    public: Annotated[bool, typer.Option("--public", help="The repository is, or becomes, public.")] = False,
+    keep_column: Annotated[list[str] | None, typer.Option(help="Also publish this column, in clear.")] = None,
+    image_column: Annotated[str | None, typer.Option(help="Default: image, img or pixel_values.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Default: label, labels or fine_label.")] = None,
+    max_rows: Annotated[int | None, typer.Option(min=1, help="As given to `encrypt`.")] = None,
+    num_proc: Annotated[int, typer.Option(min=1, help="Worker processes on this machine.")] = 1,
+) -> None:
+    """Encrypt a source again under a new key, and publish that in place of the old.
+
+    It protects images to come. What was encrypted or published under the old key stays readable to whoever has that
+    key, and with it they have pairs that weaken the new encryption of the same images.
+
+    Example: hf-neuracrypt rotate encrypted/ --dataset photos/ --new-key-file new.key --output encrypted-2/
+    """
+    from hf_neuracrypt.jobs import check_places, encrypt_again
+
+    check_places(dataset, new_key_file, output)
+    if not new_key_file.exists():
+        keygen(new_key_file, passphrase_file=passphrase_file)
+    key = _load_key(new_key_file, passphrase_file)
+    rows = encrypt_again(folder, dataset, key, output, image_column, label_column, max_rows, num_proc)
+    _note(f"Encrypted {sum(rows.values()):,} images with {key.id} into {output}.")
+    if repo is not None:
+        from hf_neuracrypt.push import push_dataset
+
+        kept = tuple(keep_column or ())
+        typer.echo(push_dataset(output, repo, key, public=public, keep_columns=kept, replace_key=True))
+        _note(f"The earlier revisions of {repo} are still there: delete the repository to take them off the Hub.")
+    _note("What was encrypted under the old key stays readable to whoever has it. Train again: models know one key.")
 
 
 @app.command()
@@ -199,6 +268,41 @@ def predict(
             typer.echo(f"{path}: " + ", ".join(f"{entry['label']} {entry['score']:.3f}" for entry in answer))
 
 
+@app.command()
+def adapt(
+    model: Annotated[str, typer.Option(help="Folder or Hub id of a ViT trained on plain images.")],
+    dataset: Annotated[str, typer.Option(help="Folder or Hub id of images encrypted with --scheme vit-blockwise.")],
+    key_file: KeyFile,
+    output: Annotated[Path, typer.Option(help="New folder for the adapted model.")],
+    passphrase_file: PassphraseFile = None,
+) -> None:
+    """Fit a plain ViT to the ciphertexts of vit-blockwise. The result, beside the plain model, reveals the cipher.
+
+    Example: hf-neuracrypt adapt --model plain-vit/ --dataset encrypted/ --key-file hospital.key --output adapted/
+    """
+    key = _load_key(key_file, passphrase_file)
+    if output.exists():
+        raise NeuraCryptError(f"{output} exists: choose another folder")
+
+    from hf_neuracrypt import adaptation, prediction, training
+    from hf_neuracrypt.encoders import load_encoder
+    from hf_neuracrypt.sources import stored_record
+
+    record = stored_record(dataset)
+    if record is None:
+        raise DatasetError(f"{dataset} is not encrypted: adapt fits a model to encrypted images")
+    if record.key_id != key.id:
+        raise KeyMismatchError(f"{dataset} was encrypted under the key {record.key_id}; this key is {key.id}")
+    config = prediction.load_model_config(model)
+    if prediction.model_records(config):
+        raise NeuraCryptError(f"{model} was trained on encrypted images already")
+    size = record.config.image_size
+    fitted = training.load_model(model, None, [name for _, name in sorted(config.id2label.items())], size, [record])
+    adaptation.adapt(fitted, load_encoder(record.config, key)).save_pretrained(output)
+    training.stock_processor(size).save_pretrained(output)
+    _note(f"Wrote {output}.\n{adaptation.WARNING}")
+
+
 def main() -> None:
     """Run the command; every error is one line on stderr and a status that is not 0."""
     with one_line_errors():
@@ -226,23 +330,6 @@ def _load_key(path: Path, passphrase_file: Path | None):
             raise KeyFileError(f"{path} is locked with a passphrase: give --passphrase-file")
         words = typer.prompt(f"Passphrase of {path}", hide_input=True, err=True)
     return SecretKey.load(path, passphrase=words, passphrase_file=passphrase_file)
-
-
-def _check_places(dataset: str, key_file: Path, output: Path) -> None:
-    """Source, key and output are three places: an output folder gets copied and published."""
-    folder, source, key = (os.path.realpath(path) for path in (output, dataset, key_file))
-    if folder == source or source.startswith(folder + os.sep):
-        raise DatasetError(f"the output {output} is or holds the source {dataset}: choose another folder")
-    if Path(source).is_dir() and folder.startswith(source + os.sep):
-        raise DatasetError(f"the output {output} lies inside the source {dataset}: choose another folder")
-    if key.startswith(folder + os.sep):
-        raise KeyFileError(f"the key file {key_file} lies inside the output {output}: keep it elsewhere")
-
-
-def _first_rows(split, count: int):
-    from datasets import Dataset
-
-    return split.select(range(min(count, len(split)))) if isinstance(split, Dataset) else split.take(count)
 
 
 def _note(text: str) -> None:

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 from datasets import (
+    Array2D,
     ClassLabel,
     Dataset,
     DatasetDict,
@@ -27,7 +28,7 @@ from datasets import (
     Value,
 )
 
-from hf_neuracrypt.encoders.color_neuracrypt import ColorNeuraCrypt
+from hf_neuracrypt.encoders.base import Encoder
 from hf_neuracrypt.errors import DatasetError, ImageError
 from hf_neuracrypt.images import prepare, to_png
 from hf_neuracrypt.record import Record, records_of
@@ -69,7 +70,7 @@ def find_columns(features: Features, image: str | None, label: str | None, kept:
 class Labels:
     """How labels go into the encrypted dataset: their names, and with `hidden`, under a keyed permutation."""
 
-    def __init__(self, names: list[str] | None, hidden: bool, encoder: ColorNeuraCrypt):
+    def __init__(self, names: list[str] | None, hidden: bool, encoder: Encoder):
         self.feature: ClassLabel | Value = Value("int64") if names is None else ClassLabel(names=names)
         self.names, self.sealed, self.order = names, None, None
         if hidden:
@@ -107,7 +108,7 @@ class EncryptRows:
 
     def __init__(
         self,
-        encoder: ColorNeuraCrypt,
+        encoder: Encoder,
         columns: Columns,
         labels: Labels,
         first_row: int = 0,
@@ -158,8 +159,10 @@ class EncryptRows:
         with ThreadPoolExecutor(threads) as pool:
             return list(pool.map(prepared, sources))
 
-    def _encrypt(self, images: np.ndarray) -> list[dict]:
+    def _encrypt(self, images: np.ndarray) -> list[dict] | list[np.ndarray]:
         encrypted = self.encoder.encrypt(torch.from_numpy(images).permute(0, 3, 1, 2))
+        if self.encoder.config.representation:
+            return list(encrypted.numpy())
         pixels = encrypted.permute(0, 2, 3, 1).contiguous().numpy()
         return [{"bytes": to_png(image), "path": None} for image in pixels]
 
@@ -168,7 +171,7 @@ class EncryptRows:
 class Plan:
     """Everything that is decided before the first image is touched; the same for all splits."""
 
-    encoder: ColorNeuraCrypt
+    encoder: Encoder
     columns: Columns
     labels: Labels
     features: Features
@@ -208,7 +211,7 @@ class Plan:
 
 def make_plan(
     splits: dict[str, Dataset | IterableDataset],
-    encoder: ColorNeuraCrypt,
+    encoder: Encoder,
     image_column: str | None = None,
     label_column: str | None = None,
     keep_columns: Sequence[str] = (),
@@ -233,13 +236,16 @@ def make_plan(
         raise DatasetError("there is no label column to hide")
     names = _label_names(splits, first, columns.label)
     labels = Labels(names, hide_labels, encoder)
-    stored = {"image": Image()} | ({"label": labels.feature} if columns.label else {})
+    shape = encoder.config.representation
+    stored = {"image": Array2D(shape, "float32") if shape else Image()} | (
+        {"label": labels.feature} if columns.label else {}
+    )
     return Plan(encoder, columns, labels, Features(stored | {name: first[name] for name in columns.kept}))
 
 
 def encrypt_dataset(
     dataset: Dataset | DatasetDict | IterableDataset | IterableDatasetDict,
-    encoder: ColorNeuraCrypt,
+    encoder: Encoder,
     *,
     image_column: str | None = None,
     label_column: str | None = None,

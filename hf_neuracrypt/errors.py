@@ -30,6 +30,14 @@ class DatasetError(NeuraCryptError):
     """A dataset that cannot be used as asked: columns, labels, splits, folders."""
 
 
+class LeakError(NeuraCryptError):
+    """A file that must not be published: it holds a key, a plain image, or is none of those that are published."""
+
+
+class HubError(NeuraCryptError):
+    """The Hub cannot be reached, refuses, or holds something else."""
+
+
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """For scripts: an error a user can act on is one line on stderr and exit status 2; Ctrl-C is status 130."""

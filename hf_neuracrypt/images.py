@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 
-from hf_neuracrypt.configuration import EncoderConfig
+from hf_neuracrypt.configuration import PublicConfig
 from hf_neuracrypt.errors import ImageError
 
 
@@ -34,7 +34,7 @@ ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
 SIXTEEN_BIT_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 
 
-def prepare(source: object, config: EncoderConfig) -> np.ndarray:
+def prepare(source: object, config: PublicConfig) -> np.ndarray:
     """A user's image, ready to be encrypted: uint8 RGB (image_size, image_size, 3).
 
     Args:

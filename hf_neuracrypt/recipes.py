@@ -78,8 +78,10 @@ def aligned_start(model: PreTrainedModel, split: Dataset, columns: Columns, publ
 
     Raises:
         DatasetError: there are no such images, or they are encrypted.
-        NeuraCryptError: there are too few images on a side.
+        NeuraCryptError: there are too few images on a side, or the model is no ViT.
     """
+    if model.config.model_type not in ("vit", "deit"):
+        raise NeuraCryptError(f"--public_images align a ViT of patches, not a {model.config.model_type}")
     if stored_record(public_images) is not None:
         raise DatasetError(f"{public_images} is encrypted: --public_images are plain images that anybody may see")
     splits = load_source(public_images)

@@ -9,8 +9,9 @@ import json
 
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
-from hf_neuracrypt.configuration import EncoderConfig
+from hf_neuracrypt.configuration import PublicConfig
 from hf_neuracrypt.errors import ConfigError
+from hf_neuracrypt.schemes import config_from_dict
 
 
 RECORD_FORMAT = 1
@@ -26,7 +27,7 @@ class Record:
         sealed_labels: with hidden labels, the label names and their permutation, readable with the key only.
     """
 
-    config: EncoderConfig
+    config: PublicConfig
     key_id: str
     sealed_labels: str | None = None
 
@@ -47,7 +48,7 @@ class Record:
         key_id, sealed = values.get("key_id"), values.get("sealed_labels")
         if not isinstance(key_id, str) or not isinstance(sealed, str | None):
             raise ConfigError("an encryption record needs a key_id, and text in sealed_labels")
-        return cls(EncoderConfig.from_dict(values.get("config")), key_id, sealed)
+        return cls(config_from_dict(values.get("config")), key_id, sealed)
 
 
 def records_of(dataset: Dataset | IterableDataset | DatasetDict | IterableDatasetDict) -> list[Record]:

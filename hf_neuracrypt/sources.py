@@ -1,15 +1,15 @@
 """A dataset by whatever name a user has for it -> `DatasetDict` (or `IterableDatasetDict` when streamed)."""
 
+from contextlib import contextmanager
 from pathlib import Path
 
 import datasets
 from datasets import Dataset, DatasetDict, IterableDatasetDict
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
 
-from hf_neuracrypt.errors import DatasetError, NeuraCryptError, first_line
+from hf_neuracrypt.errors import DatasetError, HubError, NeuraCryptError, first_line
+from hf_neuracrypt.hub import explain, may_be_repository, offline, read_small_file
 from hf_neuracrypt.record import Record
-from hf_neuracrypt.store import MANIFEST, read_manifest
+from hf_neuracrypt.store import MANIFEST, MAX_MANIFEST_BYTES, parse_manifest, read_manifest
 
 
 BUILDERS = {
@@ -20,6 +20,18 @@ BUILDERS = {
     ".arrow": "arrow",
     ".tar": "webdataset",
 }
+
+
+@contextmanager
+def quiet_datasets():
+    """One bar for a whole job, ours, instead of one for each shard."""
+    shown = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
 
 
 def is_table(name: str) -> bool:
@@ -46,17 +58,20 @@ def stored_record(name: str) -> Record | None:
     """The record in the `neuracrypt.json` beside a local or published dataset; None for a plain one.
 
     Raises:
-        DatasetError: the file is damaged, the folder unfinished, or the Hub cannot be reached.
+        DatasetError: the file is damaged, or the folder unfinished.
+        HubError: the repository is not there, or cannot be read.
     """
     folder = Path(name)
-    if not folder.exists():
-        try:
-            folder = Path(hf_hub_download(name, MANIFEST, repo_type="dataset")).parent
-        except (EntryNotFoundError, RepositoryNotFoundError, HFValidationError):
-            return None  # a plain dataset, or none at all: loading it says so
-        except Exception as error:
-            raise DatasetError(f"cannot reach the Hub for {name}: {first_line(error)}") from None
-    return Record.from_dict(read_manifest(folder)) if (folder / MANIFEST).exists() else None
+    if folder.exists():
+        return Record.from_dict(read_manifest(folder)) if (folder / MANIFEST).exists() else None
+    manifest = published_manifest(name) if may_be_repository(name) else None
+    return Record.from_dict(manifest) if manifest else None
+
+
+def published_manifest(name: str, revision: str | None = None) -> dict | None:
+    """The manifest of a dataset on the Hub, None if it has none. Raises HubError and DatasetError."""
+    text = read_small_file(name, MANIFEST, "dataset", revision, MAX_MANIFEST_BYTES)
+    return None if text is None else parse_manifest(text, f"{MANIFEST} of {name}")
 
 
 def load_source(name: str, streaming: bool = False) -> DatasetDict | IterableDatasetDict:
@@ -82,13 +97,16 @@ def load_source(name: str, streaming: bool = False) -> DatasetDict | IterableDat
             loaded = datasets.load_dataset(BUILDERS[path.suffix], data_files=name, streaming=streaming)
         elif path.is_dir():
             loaded = datasets.load_dataset(name, streaming=streaming)
-        elif path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        elif not may_be_repository(name):
             raise DatasetError(f"there is no folder or file {name}")
         else:
             loaded = datasets.load_dataset(name, streaming=streaming)
     except NeuraCryptError:
         raise
     except Exception as error:  # builders raise whatever their file format's library raises
+        reason = explain(error, name) or (offline(name) if not path.exists() and may_be_repository(name) else None)
+        if reason is not None:
+            raise HubError(reason) from error
         raise DatasetError(f"cannot load the dataset {name}: {first_line(_innermost(error))}") from error
     if isinstance(loaded, Dataset):
         loaded = DatasetDict({str(loaded.split or "train"): loaded})

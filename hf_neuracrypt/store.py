@@ -12,9 +12,9 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from hf_neuracrypt.errors import ConfigError, DatasetError
+from hf_neuracrypt.errors import ConfigError, DatasetError, first_line
 from hf_neuracrypt.record import Record
 
 
@@ -42,14 +42,33 @@ def read_manifest(folder: str | Path) -> dict:
         if (folder / MANIFEST).stat().st_size > MAX_MANIFEST_BYTES:
             raise DatasetError(f"{folder / MANIFEST} is larger than any manifest")
         text = (folder / MANIFEST).read_text()
-        manifest = json.loads(text)
-        Record.from_dict(manifest)
     except FileNotFoundError:
         raise DatasetError(f"{folder} is not an encrypted dataset: it has no {MANIFEST}") from None
-    except (OSError, ValueError, ConfigError) as error:
+    except (OSError, ValueError) as error:
         raise DatasetError(f"{folder / MANIFEST} is damaged: {error}") from None
+    return parse_manifest(text, str(folder / MANIFEST))
+
+
+def parse_manifest(text: str, where: str) -> dict:
+    """The manifest in a text that may be a stranger's. Raises DatasetError, naming it as `where`."""
+    try:
+        manifest = json.loads(text)
+        Record.from_dict(manifest)
+    except (ValueError, RecursionError, ConfigError) as error:
+        raise DatasetError(f"{where} is damaged: {first_line(error)}") from None
     if text != to_text(manifest) or manifest.pop("sha256", None) != checksum(manifest):
-        raise DatasetError(f"{folder / MANIFEST} is damaged: it fails its own checksum")
+        raise DatasetError(f"{where} is damaged: it fails its own checksum")
+    rows, files = manifest.get("rows"), manifest.get("files")
+    if not isinstance(rows, dict) or not all(type(count) is int and count >= 0 for count in rows.values()):
+        raise DatasetError(f"{where} does not say how many rows each split has")
+    if not isinstance(files, dict) or not all(
+        isinstance(entry, dict) and isinstance(entry.get("sha256"), str) for entry in files.values()
+    ):
+        raise DatasetError(f"{where} does not list the files with their sha256")
+    for file in files:
+        path = PurePosixPath(file)
+        if path.is_absolute() or ".." in path.parts or str(path) != file or "\\" in file:
+            raise DatasetError(f"{where} names the file {file!r}, which is not inside its folder")
     return manifest
 
 

@@ -6,13 +6,20 @@ grey levels to [-1, 1], which is what the stock `ViTImageProcessor` saved beside
 
 import copy
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from datasets import ClassLabel, Dataset, DatasetDict, Image, IterableDatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict, Image, IterableDatasetDict, concatenate_datasets
 from PIL import Image as PILImage
-from transformers import AutoModelForImageClassification, EvalPrediction, PreTrainedModel, ViTImageProcessorPil
+from transformers import (
+    AutoModelForImageClassification,
+    EvalPrediction,
+    PreTrainedConfig,
+    PreTrainedModel,
+    ViTImageProcessorPil,
+)
 
 from hf_neuracrypt import images
 from hf_neuracrypt.configuration import EncoderConfig
@@ -47,40 +54,90 @@ class Splits:
 
 
 def load_splits(
-    name: str, plain: bool = False, image_column: str | None = None, label_column: str | None = None
+    names: str | Sequence[str], plain: bool = False, image_column: str | None = None, label_column: str | None = None
 ) -> Splits:
     """Load a dataset for training or evaluation.
 
     Args:
-        name: folder or Hub id.
+        names: folder or Hub id; several owners' datasets are put together, split by split.
         plain: the images are meant to be plain (a baseline); without it, a plain dataset is refused.
         image_column: default: guessed.
         label_column: default: guessed.
 
     Raises:
-        DatasetError: not found, unfinished, plain although `plain` is off, or the other way round.
+        DatasetError: not found, unfinished, plain although `plain` is off or the other way round, or several that do
+            not fit together.
+        HubError: it is on the Hub and cannot be read.
     """
-    record = stored_record(name)
-    data = load_source(name)
-    records = records_of(data) or ([record] if record else [])
-    if not records and not plain:
-        raise DatasetError(f"{name} is not encrypted: encrypt it first, or give --plain to train on plain images")
-    if records and plain:
-        raise DatasetError(f"{name} is encrypted (key {records[0].key_id}): leave --plain out")
+    names = [names] if isinstance(names, str) else list(names)
+    loaded, records = [], []
+    for name in names:
+        data, found = _load_one(name)
+        if not found and not plain:
+            raise DatasetError(f"{name} is not encrypted: encrypt it first, or give --plain to train on plain images")
+        if found and plain:
+            raise DatasetError(f"{name} is encrypted (key {found[0].key_id}): leave --plain out")
+        loaded.append(data)
+        records += [record for record in found if record not in records]
+    data = loaded[0] if len(loaded) == 1 else _together(loaded, names)
     columns = find_columns(next(iter(data.values())).features, image_column, label_column)
     return Splits(data, columns, records)
 
 
-def single_record(splits: Splits) -> Record | None:
-    """The one record of encrypted splits, None for plain ones. Raises KeyMismatchError for a mix of keys."""
-    if len(splits.records) > 1:
-        ids = ", ".join(record.key_id for record in splits.records)
-        raise KeyMismatchError(f"the dataset mixes images of several keys or configs: {ids}")
-    return splits.records[0] if splits.records else None
+def _load_one(name: str) -> tuple[DatasetDict, list[Record]]:
+    """A dataset and its records, which the data carries, or else the manifest beside it."""
+    stored = stored_record(name)
+    data = load_source(name)
+    records = records_of(data) or ([stored] if stored else [])
+    if stored is not None and stored not in records:
+        raise DatasetError(
+            f"{name} contradicts itself: its data was encrypted with {records[0].key_id}, its neuracrypt.json says "
+            f"{stored.key_id}, or another config"
+        )
+    return data, records
+
+
+def _together(loaded: list[DatasetDict], names: list[str]) -> DatasetDict:
+    splits: dict[str, list[Dataset]] = {}
+    for name, data in zip(names, loaded, strict=True):
+        for split, rows in data.items():
+            first = splits.setdefault(split, [rows])
+            if first[0].features != rows.features:
+                raise DatasetError(
+                    f"{name} and {names[0]} cannot be put together: split {split} has {rows.features}, "
+                    f"not {first[0].features}"
+                )
+            if first[-1] is not rows:
+                first.append(rows)
+    return DatasetDict({split: concatenate_datasets(rows) for split, rows in splits.items()})
+
+
+def checked_records(splits: Splits, allow_mixed_keys: bool = False) -> list[Record]:
+    """The records of encrypted splits, none for plain ones.
+
+    Raises:
+        KeyMismatchError: a mix of keys or configs that was not asked for, or one that no model can learn from.
+    """
+    records = splits.records
+    if len(records) > 1:
+        ids = ", ".join(record.key_id for record in records)
+        if not allow_mixed_keys:
+            raise KeyMismatchError(
+                f"the dataset mixes images of several keys or configs: {ids} (--allow_mixed_keys, if that is meant)"
+            )
+        if len({record.config for record in records}) > 1:
+            raise KeyMismatchError(f"the images of {ids} were encrypted with different configs: no model takes both")
+        if any(record.sealed_labels for record in records):
+            raise KeyMismatchError(
+                f"class names of {ids} are hidden, each in another order: labels do not fit together"
+            )
+    return records
 
 
 class Collator:
     """Rows of a dataset -> {"pixel_values": float32 (B, 3, S, S) in [-1, 1], "labels": int64 (B,)}.
+
+    Patch representations go on as they are, float32 (B, N, width).
 
     Args:
         columns: where image and label are.
@@ -93,8 +150,12 @@ class Collator:
         self.config = EncoderConfig(image_size=size, patch_size=8) if plain else None
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
-        pixels = torch.from_numpy(np.stack([self._pixels(row[self.columns.image]) for row in rows]))
-        batch = {"pixel_values": pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)}
+        stored = [row[self.columns.image] for row in rows]
+        if self.plain or isinstance(stored[0], dict):
+            pixels = torch.from_numpy(np.stack([self._pixels(image) for image in stored]))
+            batch = {"pixel_values": pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)}
+        else:  # patch representations
+            batch = {"pixel_values": torch.from_numpy(np.asarray(stored, np.float32))}
         if self.columns.label is not None:
             batch["labels"] = torch.tensor([row[self.columns.label] for row in rows])
         return batch
@@ -121,7 +182,7 @@ def compute_accuracy(prediction: EvalPrediction) -> dict[str, float]:
 
 
 def load_model(
-    name: str | None, config_name: str | None, label_names: list[str], size: int | None, record: Record | None
+    name: str | None, config_name: str | None, label_names: list[str], size: int | None, records: Sequence[Record]
 ) -> PreTrainedModel:
     """A stock image classifier with a head for `label_names`, ready for images of `size`.
 
@@ -132,19 +193,23 @@ def load_model(
         config_name: folder or Hub id of a config, by default that of `name`.
         label_names: in the order of their ids.
         size: None: the model's own.
-        record: written into the model's config; its patch size must be the model's.
+        records: written into the model's config; their patch size must be the model's. None: plain images.
 
     Raises:
         NeuraCryptError: it cannot be loaded, or its patches are not those of the encryption.
     """
     config = load_model_config(config_name or name)
-    if not hasattr(config, "image_size") or not hasattr(config, "patch_size"):
+    if not hasattr(config, "image_size"):
         raise NeuraCryptError(f"{config_name or name} is a {config.model_type}, not a Vision Transformer of patches")
-    if record is not None and config.patch_size != record.config.patch_size:
-        raise NeuraCryptError(
-            f"the model has patches of {config.patch_size} pixels, the images were encrypted with "
-            f"{record.config.patch_size}: encrypt with --patch-size {config.patch_size}"
-        )
+    for record in records:
+        needed = record.config.model_patch_size
+        if needed and getattr(config, "patch_size", needed) != needed:
+            raise NeuraCryptError(
+                f"the model has patches of {config.patch_size} pixels, the images were encrypted with "
+                f"{needed}: encrypt with --patch-size {config.patch_size}"
+            )
+    if records and (records[0].config.representation or config.model_type == "neuracrypt-vit"):
+        return _representation_model(name, config, label_names, records)
     config.num_labels = len(label_names)
     config.id2label, config.label2id = dict(enumerate(label_names)), {name: i for i, name in enumerate(label_names)}
     if name is None:
@@ -152,9 +217,43 @@ def load_model(
         model = AutoModelForImageClassification.from_config(config)
     else:
         model = AutoModelForImageClassification.from_pretrained(name, config=config, ignore_mismatched_sizes=True)
+        if size not in (None, config.image_size) and not hasattr(config, "patch_size"):
+            raise NeuraCryptError(
+                f"{name} is a {config.model_type} for images of {config.image_size} pixels, not of {size}"
+            )
         if size not in (None, config.image_size):
             model = _at_size(model, size)
-    model.config.neuracrypt = [record.to_dict()] if record else None
+    model.config.neuracrypt = [record.to_dict() for record in records] or None
+    return model
+
+
+def _representation_model(
+    name: str | None, config: PreTrainedConfig, label_names: list[str], records: Sequence[Record]
+) -> PreTrainedModel:
+    """A ViT on the patch representation of `records`; the layers of a stock ViT are taken over."""
+    from hf_neuracrypt.models import NeuraCryptViTConfig, NeuraCryptViTForImageClassification
+
+    encoding = records[0].config
+    shape = encoding.representation
+    if shape is None:
+        raise NeuraCryptError(f"a neuracrypt-vit takes patch representations, {encoding.scheme} gives images")
+    if config.model_type not in ("vit", "neuracrypt-vit") or config.hidden_size != shape[1]:
+        raise NeuraCryptError(
+            f"the encrypted patches have {shape[1]} values: they need a vit or neuracrypt-vit of that hidden_size, "
+            f"not a {config.model_type}{f' of {config.hidden_size}' if hasattr(config, 'hidden_size') else ''}"
+        )
+    fields = {key: value for key, value in config.to_dict().items() if key not in ("model_type", "architectures")}
+    labels = dict(enumerate(label_names))
+    fields |= {"num_patches": shape[0], "positions": encoding.shuffle == "off", "id2label": labels}
+    fields |= {"label2id": {label: number for number, label in labels.items()}}
+    fitted = NeuraCryptViTConfig(**fields)
+    if name is not None and config.model_type == "neuracrypt-vit":
+        model = NeuraCryptViTForImageClassification.from_pretrained(name, config=fitted, ignore_mismatched_sizes=True)
+    else:
+        model = NeuraCryptViTForImageClassification(fitted)
+        if name is not None:
+            model.take_layers(AutoModelForImageClassification.from_pretrained(name))
+    model.config.neuracrypt = [record.to_dict() for record in records]
     return model
 
 

@@ -8,9 +8,7 @@ import json
 import os
 import signal
 import threading
-from contextlib import contextmanager
 
-import datasets
 import multiprocess  # the variant of multiprocessing that `datasets` uses: it can send generator functions
 import torch
 from datasets import Dataset
@@ -18,6 +16,7 @@ from multiprocess.connection import wait
 from tqdm.auto import tqdm
 
 from hf_neuracrypt.errors import DatasetError, NeuraCryptError
+from hf_neuracrypt.sources import quiet_datasets
 from hf_neuracrypt.store import is_unfinished
 from hf_neuracrypt.writer import Job, claim, work
 
@@ -33,7 +32,7 @@ def encrypt_to_folder(job: Job, num_proc: int = 1, rank: int = 0, world_size: in
     """
     lengths = [len(split) if isinstance(split, Dataset) else None for split in job.splits.values()]
     total = None if None in lengths or world_size > 1 else sum(lengths)
-    with _quiet_datasets(), tqdm(total=total, desc="Encrypting", unit=" images") as bar:
+    with quiet_datasets(), tqdm(total=total, desc="Encrypting", unit=" images") as bar:
         if num_proc == 1:
             return work(job, rank, world_size, bar.update)
         if not claim(job, repeatable=world_size > 1):
@@ -77,7 +76,7 @@ def _worker(job: Job, rank: int, world_size: int, threads: int, failures) -> Non
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     try:
-        with _quiet_datasets():
+        with quiet_datasets():
             work(job, rank, world_size)
     except NeuraCryptError as error:
         failures.put(str(error))
@@ -97,15 +96,3 @@ def _show_progress(job: Job, bar: tqdm, counted: set[str]) -> None:
                 counted.add(path.name)
     except OSError:
         return
-
-
-@contextmanager
-def _quiet_datasets():
-    """One bar for the job instead of one for each shard."""
-    shown = datasets.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if shown:
-            datasets.enable_progress_bars()

@@ -13,6 +13,7 @@ Notable decisions
 import fcntl
 import itertools
 import json
+import math
 import os
 import shutil
 import socket
@@ -73,7 +74,8 @@ class Job:
     @property
     def shard_rows(self) -> int:
         """Rows of a shard: whole record batches of about `shard_bytes`."""
-        row_bytes = 3 * self.plan.encoder.config.image_size**2 + 100
+        config = self.plan.encoder.config
+        row_bytes = (4 * math.prod(config.representation) if config.representation else 3 * config.image_size**2) + 100
         return max(1, self.shard_bytes // row_bytes // BATCH_SIZE) * BATCH_SIZE
 
     @property

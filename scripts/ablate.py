@@ -139,7 +139,7 @@ def train(row: Row, data: Data, seed: int) -> dict:
     args, generator = data.args, torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     names = [str(label) for label in range(int(data.labels.max()) + 1)]
-    model = load_model(args.model, None, names, args.image_size, None)
+    model = load_model(args.model, None, names, args.image_size, [])
     if row.public:
         fold(
             model, align(to_float(data.cipher[:4000]), to_float(data.public(row.public)), data.config.patch_size, seed)

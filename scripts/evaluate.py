@@ -25,13 +25,12 @@ def evaluate_model(
 ) -> dict:
     """Returns accuracy, sample count, wall time, and what was evaluated."""
     from tqdm.auto import tqdm
-    from transformers import pipeline
     from transformers.pipelines.pt_utils import KeyDataset
     from transformers.utils import logging
 
     from hf_neuracrypt import training
     from hf_neuracrypt.metrics import Accuracy
-    from hf_neuracrypt.prediction import load_model_config, model_records
+    from hf_neuracrypt.prediction import load_model_config, load_pipeline, model_records, representation_classifier
 
     logging.disable_progress_bar()
     splits = training.load_splits(dataset, plain)
@@ -49,9 +48,13 @@ def evaluate_model(
     data = splits.data[split]
     data = data.select(range(min(max_samples or len(data), len(data))))
     names, metric = splits.label_names, Accuracy()
-    classify = pipeline("image-classification", model=model)
+    if any(record.config.representation for record in splits.records):
+        classify, batches = representation_classifier(model), data.with_format("torch").iter(batch_size)
+        answers = (answer for batch in batches for answer in classify(batch[splits.columns.image], 1))
+    else:
+        classify = load_pipeline(model)
+        answers = classify(KeyDataset(data, splits.columns.image), batch_size=batch_size, top_k=1)
     start = time.perf_counter()
-    answers = classify(KeyDataset(data, splits.columns.image), batch_size=batch_size, top_k=1)
     for label, answer in zip(data[splits.columns.label], tqdm(answers, total=len(data), desc="Evaluating")):
         # A label the dataset does not know counts as wrong.
         metric.add(reference=label, prediction=names.index(answer[0]["label"]) if answer[0]["label"] in names else -1)

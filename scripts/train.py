@@ -40,7 +40,10 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    dataset_name: str | None = field(default=None, metadata={"help": "Encrypted dataset: a folder or a Hub id."})
+    dataset_name: list[str] = field(
+        default_factory=list, metadata={"help": "Encrypted dataset: a folder or a Hub id. Several are put together."}
+    )
+    allow_mixed_keys: bool = field(default=False, metadata={"help": "Learn from images of several owners' keys."})
     image_column_name: str | None = field(default=None, metadata={"help": "Default: image, img or pixel_values."})
     label_column_name: str | None = field(default=None, metadata={"help": "Default: label, labels or fine_label."})
     train_val_split: float = field(default=0.15, metadata={"help": "Share held out when there is no other split."})
@@ -53,28 +56,32 @@ class DataArguments:
 def main(model_args: ModelArguments, data_args: DataArguments, training_args) -> dict[str, float]:
     """Train, save, evaluate; returns the last metrics."""
     import torch
-    from transformers import EarlyStoppingCallback, Trainer, set_seed
+    from transformers import EarlyStoppingCallback, set_seed
 
     from hf_neuracrypt import recipes, training
+    from hf_neuracrypt.trainer import PublishingTrainer, check_output
 
     if not (model_args.model_name_or_path or model_args.config_name):
         raise NeuraCryptError("give --model_name_or_path to fine-tune, or --config_name to train from random weights")
     if model_args.public_images and (data_args.plain or not model_args.model_name_or_path):
         raise NeuraCryptError("--public_images align encrypted images with a pre-trained --model_name_or_path")
+    check_output(training_args.output_dir, training_args.hub_token)
     set_seed(training_args.seed)
     splits = training.load_splits(
         data_args.dataset_name, data_args.plain, data_args.image_column_name, data_args.label_column_name
     )
-    record = training.single_record(splits)
-    checkpoint = find_checkpoint(training_args, record)
+    records = training.checked_records(splits, data_args.allow_mixed_keys)
+    checkpoint = find_checkpoint(training_args, records)
     train_split, eval_split = choose_splits(splits, data_args, training_args.seed)
     model = training.load_model(
         model_args.model_name_or_path,
         model_args.config_name,
         splits.label_names,
-        record.config.image_size if record else data_args.image_size,
-        record,
+        records[0].config.image_size if records else data_args.image_size,
+        records,
     )
+    if model_args.public_images and len(records) > 1:
+        raise NeuraCryptError("--public_images align the images of one key: these have several")
     if model_args.public_images and checkpoint is None:
         recipes.aligned_start(model, train_split, splits.columns, model_args.public_images, training_args.seed)
     loss = None
@@ -83,7 +90,7 @@ def main(model_args: ModelArguments, data_args: DataArguments, training_args) ->
     stopping = [EarlyStoppingCallback(model_args.early_stopping)] if model_args.early_stopping else None
     training_args.remove_unused_columns = False  # the collator picks the columns
     training_args.dataloader_pin_memory = training_args.dataloader_pin_memory and torch.cuda.is_available()
-    trainer = Trainer(
+    trainer = PublishingTrainer(
         model=model,
         args=training_args,
         train_dataset=train_split,
@@ -96,6 +103,9 @@ def main(model_args: ModelArguments, data_args: DataArguments, training_args) ->
         optimizer_cls_and_kwargs=recipes.optimizer_of(
             model_args.recipe, training_args, model, model_args.model_name_or_path is not None
         ),
+        records=records,
+        dataset_ids=[name for name in data_args.dataset_name if not Path(name).exists()],
+        base_model=hub_id(model_args.model_name_or_path),
     )
     result = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
@@ -105,7 +115,16 @@ def main(model_args: ModelArguments, data_args: DataArguments, training_args) ->
     metrics = trainer.evaluate()
     trainer.log_metrics("eval", metrics)
     trainer.save_metrics("eval", metrics)
+    if training_args.push_to_hub:
+        trainer.push_to_hub()
+    else:
+        trainer.create_model_card()
     return metrics
+
+
+def hub_id(name: str | None) -> str | None:
+    """The name of a model if it is on the Hub: a local path says nothing to a reader of the card."""
+    return None if name is None or Path(name).exists() else name
 
 
 def choose_splits(splits, data_args: DataArguments, seed: int):
@@ -127,7 +146,7 @@ def choose_splits(splits, data_args: DataArguments, seed: int):
     )
 
 
-def find_checkpoint(training_args, record) -> str | None:
+def find_checkpoint(training_args, records) -> str | None:
     """Where to continue: the checkpoint asked for, else the newest in the output folder, else none.
 
     Raises:
@@ -144,7 +163,7 @@ def find_checkpoint(training_args, record) -> str | None:
         checkpoint = get_last_checkpoint(str(output))
         if checkpoint is None and (output / "model.safetensors").exists():
             raise NeuraCryptError(f"{output} already holds a model: choose another --output_dir")
-    if checkpoint is not None and model_records(load_model_config(checkpoint)) != ([record] if record else []):
+    if checkpoint is not None and model_records(load_model_config(checkpoint)) != records:
         raise KeyMismatchError(f"{checkpoint} was trained on images of another key or config: it cannot be continued")
     return checkpoint
 
@@ -185,6 +204,8 @@ def parse(arguments: list[str]) -> tuple:
             parsed = parser.parse_args_into_dataclasses(arguments)
     except (ValueError, yaml.YAMLError) as error:
         raise NeuraCryptError(f"{error} (see --help)") from None
+    if isinstance(parsed[1].dataset_name, str):  # as a file of flags may have it
+        parsed[1].dataset_name = [parsed[1].dataset_name]
     for name in ("dataset_name", "output_dir"):
         if not any(getattr(part, name, None) for part in parsed):
             raise NeuraCryptError(f"--{name} is missing")

@@ -1,11 +1,10 @@
-"""Where a dataset comes from, and whether it is encrypted already. The Hub is a folder here."""
+"""Where a dataset comes from, and whether it is encrypted already."""
 
 import pytest
-from huggingface_hub.errors import LocalEntryNotFoundError
 
 from hf_neuracrypt import cli, sources
-from hf_neuracrypt.errors import DatasetError
-from hf_neuracrypt.sources import stored_record
+from hf_neuracrypt.errors import DatasetError, HubError
+from hf_neuracrypt.sources import load_source, stored_record
 from tests.conftest import SMALL, make_dataset, write
 
 
@@ -25,7 +24,8 @@ def test_a_local_dataset(encrypted, plain_folder, small_encoder):
 
 
 def test_a_published_dataset_is_as_encrypted_as_a_local_one(encrypted, small_encoder, key_file, tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "hf_hub_download", lambda name, file, repo_type: str(encrypted / file))
+    text = (encrypted / "neuracrypt.json").read_text()
+    monkeypatch.setattr(sources, "read_small_file", lambda name, file, *_: text)
     assert stored_record("ward/photos").key_id == small_encoder.key.id
     words = ["encrypt", "--dataset", "ward/photos", "--key-file", str(key_file), "--output", str(tmp_path / "out")]
     with pytest.raises(DatasetError, match=rf"ward/photos is already encrypted .key {small_encoder.key.id}"):
@@ -33,18 +33,11 @@ def test_a_published_dataset_is_as_encrypted_as_a_local_one(encrypted, small_enc
     assert not (tmp_path / "out").exists()
 
 
-def test_the_hub_without_such_a_file(monkeypatch):
-    def answer(error):
-        def download(*args, **options):
-            raise error
-
-        monkeypatch.setattr(sources, "hf_hub_download", download)
-
-    answer(LocalEntryNotFoundError("offline"))
+def test_offline_a_dataset_that_is_not_in_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     assert stored_record("ward/photos") is None
-    answer(OSError())
-    with pytest.raises(DatasetError, match="cannot reach the Hub for ward/photos: OSError"):
-        stored_record("ward/photos")
+    with pytest.raises(HubError, match="cannot reach ward/photos: HF_HUB_OFFLINE is set"):
+        load_source("ward/photos")
 
 
 def test_a_name_that_is_no_hub_id():

@@ -26,10 +26,10 @@ def encrypted_folder(tmp_path_factory, small_encoder):
 
 def test_splits_know_their_encryption(encrypted_folder, plain_folder, small_encoder):
     splits = training.load_splits(str(encrypted_folder))
-    assert training.single_record(splits) == Record(SMALL, small_encoder.key.id)
+    assert training.checked_records(splits) == [Record(SMALL, small_encoder.key.id)]
     assert splits.label_names == ["cat", "dog", "horse"]
     plain = training.load_splits(str(plain_folder), plain=True)
-    assert training.single_record(plain) is None and plain.columns.image == "img"
+    assert training.checked_records(plain) == [] and plain.columns.image == "img"
 
 
 def test_plain_and_encrypted_are_never_confused(encrypted_folder, plain_folder):
@@ -45,7 +45,7 @@ def test_mixed_keys_are_refused(small_encoder, key_file, tmp_path):
     DatasetDict({"train": both}).save_to_disk(str(tmp_path / "both"))
     splits = training.load_splits(str(tmp_path / "both"))
     with pytest.raises(KeyMismatchError, match=f"{small_encoder.key.id}, {other.key.id}"):
-        training.single_record(splits)
+        training.checked_records(splits)
 
 
 def test_an_unfinished_folder_is_refused(encrypted_folder, tmp_path):
@@ -93,7 +93,7 @@ def test_ciphertext_of_another_size_is_never_resized(encrypted_folder):
 
 def test_a_new_model_carries_the_record(vit_config, small_encoder, tmp_path):
     record = Record(SMALL, small_encoder.key.id)
-    model = training.load_model(None, str(vit_config), ["a", "b"], 32, record)
+    model = training.load_model(None, str(vit_config), ["a", "b"], 32, [record])
     model.save_pretrained(tmp_path / "model")
     saved = json.loads((tmp_path / "model" / "config.json").read_text())
     assert saved["neuracrypt"] == [record.to_dict()]
@@ -104,7 +104,7 @@ def test_a_new_model_carries_the_record(vit_config, small_encoder, tmp_path):
 def test_fine_tuning_keeps_the_body_and_replaces_the_head(tmp_path, small_encoder):
     original = ViTForImageClassification(ViTConfig(**(TINY_VIT | {"num_labels": 7})))
     original.save_pretrained(tmp_path / "original")
-    model = training.load_model(str(tmp_path / "original"), None, ["a", "b"], 32, Record(SMALL, small_encoder.key.id))
+    model = training.load_model(str(tmp_path / "original"), None, ["a", "b"], 32, [Record(SMALL, small_encoder.key.id)])
     assert model.classifier.out_features == 2
     for name, weight in original.vit.state_dict().items():
         assert torch.equal(model.vit.state_dict()[name], weight), name
@@ -115,7 +115,7 @@ def test_position_embeddings_follow_the_image_size(size, tmp_path, small_encoder
     original = ViTForImageClassification(ViTConfig(**TINY_VIT))
     original.save_pretrained(tmp_path / "original")
     record = Record(EncoderConfig(image_size=size, patch_size=8), small_encoder.key.id)
-    model = training.load_model(str(tmp_path / "original"), None, ["a", "b"], size, record)
+    model = training.load_model(str(tmp_path / "original"), None, ["a", "b"], size, [record])
     assert model.config.image_size == size
     model(pixel_values=torch.zeros(1, 3, size, size))
     old = original.vit.embeddings.position_embeddings[0, 1:].reshape(4, 4, -1)
@@ -129,13 +129,13 @@ def test_position_embeddings_follow_the_image_size(size, tmp_path, small_encoder
 def test_models_that_do_not_fit(vit_config, tmp_path, small_encoder):
     record = Record(EncoderConfig(image_size=32, patch_size=16), small_encoder.key.id)
     with pytest.raises(NeuraCryptError, match=r"patches of 8 pixels.*--patch-size 8"):
-        training.load_model(None, str(vit_config), ["a", "b"], 32, record)
+        training.load_model(None, str(vit_config), ["a", "b"], 32, [record])
     with pytest.raises(NeuraCryptError, match="cannot load the model"):
-        training.load_model(str(tmp_path / "missing"), None, ["a"], 32, None)
+        training.load_model(str(tmp_path / "missing"), None, ["a"], 32, [])
     (tmp_path / "bert").mkdir()
     (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(NeuraCryptError, match="bert, not a Vision Transformer"):
-        training.load_model(None, str(tmp_path / "bert"), ["a"], 32, None)
+        training.load_model(None, str(tmp_path / "bert"), ["a"], 32, [])
 
 
 def test_accuracy_needs_no_network():

@@ -25,8 +25,9 @@ import numpy as np
 import torch
 
 from hf_neuracrypt.configuration import EncoderConfig
+from hf_neuracrypt.encoders.base import Encoder
 from hf_neuracrypt.encoders.products import PRODUCTS, Layer, fastest
-from hf_neuracrypt.errors import ImageError, NeuraCryptError
+from hf_neuracrypt.errors import NeuraCryptError
 from hf_neuracrypt.keys import SecretKey
 
 
@@ -81,7 +82,7 @@ def expand(config: EncoderConfig, key: SecretKey) -> Network:
     return Network(hidden, position, projection)
 
 
-class ColorNeuraCrypt:
+class ColorNeuraCrypt(Encoder):
     """The encoder: stateless, the same bytes for an image whatever batch it comes in.
 
     Args:
@@ -100,7 +101,7 @@ class ColorNeuraCrypt:
         products: str | None = None,
         compile: bool = False,
     ):
-        self.config, self.key, self.device = config, key, torch.device(device)
+        super().__init__(config, key, device)
         if products is not None and products not in PRODUCTS:
             raise NeuraCryptError(f"products {products!r} is not supported: choose from {', '.join(PRODUCTS)}")
         self.products = products or fastest(self.device.type)
@@ -126,12 +127,7 @@ class ColorNeuraCrypt:
         Raises:
             ImageError: another dtype or shape.
         """
-        size = self.config.image_size
-        if not isinstance(images, torch.Tensor) or images.dtype != torch.uint8 or images.shape[1:] != (3, size, size):
-            found = (
-                f"{images.dtype} {tuple(images.shape)}" if isinstance(images, torch.Tensor) else type(images).__name__
-            )
-            raise ImageError(f"encrypt() takes a torch.uint8 tensor of shape (B, 3, {size}, {size}), not {found}")
+        self._check(images)
         encrypted = torch.empty(images.shape, dtype=torch.uint8, device=self.device)
         for start in range(0, len(images), self._chunk):
             plain = images[start : start + self._chunk].to(self.device).contiguous()
@@ -147,9 +143,6 @@ class ColorNeuraCrypt:
         torch.clamp(by_position, low, high, out=by_position).add_(position)
         y = self._projection(h).bitwise_xor_(-128).view(torch.uint8)
         pixel_shuffle(y, self.config.patch_size, out)
-
-    def __repr__(self) -> str:
-        return f"ColorNeuraCrypt(key_id={self.key.id!r}, config={self.config.to_json()})"
 
     def __reduce__(self):
         # The key goes as a reference to its file; the worker derives the network again.

@@ -1,0 +1,195 @@
+"""What is looked at before anything is published: names and contents, against an allow-list and for traces of keys.
+
+The owner's `push` knows the key and searches for it in every form it may take; the cloud's `train.py` knows none and
+searches for the line of any key file. Whatever is not known to belong into a published repository is refused, with
+the reason; nothing is left out silently.
+"""
+
+import fnmatch
+import io
+import zipfile
+import zlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from hf_neuracrypt.configuration import PublicConfig
+from hf_neuracrypt.errors import LeakError
+from hf_neuracrypt.images import to_png
+from hf_neuracrypt.keys import SecretKey, key_text_in
+
+
+MODEL_FILES = (
+    "README.md", "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json",
+    "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json", "training_args.bin",
+    "trainer_state.json", "*_results.json", "runs/*/events.out.tfevents.*",
+)  # fmt: skip
+CHECKPOINT_FILES = (
+    *MODEL_FILES, "optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth", "rng_state_*.pth"
+)  # fmt: skip
+CHUNK_BYTES, OVERLAP_BYTES = 64_000_000, 4_000  # no trace of a key is longer than the overlap
+# Neighbouring pixels of a photo are nearly equal, those of a ciphertext of a keyed random network are not.
+MAX_NEIGHBOUR_CORRELATION = 0.5
+
+
+class Guard:
+    """Refuses what must not be published.
+
+    Args:
+        key: the owner's key, searched for in every form; None where no key is known.
+        tokens: access tokens that must not be published either.
+    """
+
+    def __init__(self, key: SecretKey | None = None, tokens: Iterable[str | None] = ()):
+        self.key, self.tokens = key, [token.encode() for token in tokens if token]
+
+    def check_bytes(self, data: bytes, where: str) -> None:
+        """Raises LeakError if `data` holds a key or a token."""
+        texts = _texts(data)
+        if key_text_in(data, texts):
+            raise LeakError(f"{where} holds the text of a secret key file: nothing was published; remove it")
+        if self.key is not None and (form := self.key.found_in(data, texts)):
+            raise LeakError(f"{where} holds the secret key ({form}): nothing was published; remove it")
+        if any(token in data for token in self.tokens):
+            raise LeakError(f"{where} holds an access token: nothing was published; remove it")
+
+    def check_file(self, path: Path, where: str) -> None:
+        """Name and content of a file, in pieces; the members of a zip file (as `torch.save` writes) unpacked."""
+        self.check_bytes(where.encode(), f"the name of a file ({Path(where).parent}/…)")
+        if path.is_symlink() or not path.is_file():
+            raise LeakError(f"{where} is a link or no regular file: only regular files are published")
+        with open(path, "rb") as file:
+            self._check_stream(file, where)
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                for name in archive.namelist():
+                    with archive.open(name) as member:
+                        self._check_stream(member, where)
+
+    def _check_stream(self, file: io.BufferedIOBase, where: str) -> None:
+        tail = b""
+        while chunk := file.read(CHUNK_BYTES):
+            self.check_bytes(tail + chunk, where)
+            tail = chunk[-OVERLAP_BYTES:]
+
+    def check_folder(self, folder: Path, allowed: Sequence[str], ignored: Sequence[str] = ()) -> None:
+        """Every file of `folder` must match an `allowed` pattern; `ignored` ones at its top are not published.
+
+        Raises:
+            LeakError: for a key, a link, a dotfile, or a file that is not on the list.
+        """
+        for path in sorted(folder.rglob("*")):
+            name = path.relative_to(folder).as_posix()
+            if any(fnmatch.fnmatchcase(name.split("/")[0], pattern) for pattern in ignored):
+                continue
+            if path.is_symlink():
+                raise LeakError(f"{path} is a link: only regular files are published")
+            if path.is_dir():
+                continue
+            if any(part.startswith(".") for part in Path(name).parts):
+                raise LeakError(f"{path} is a hidden file: it is not published; move it away")
+            if not any(fnmatch.fnmatchcase(name, pattern) for pattern in allowed):
+                self.check_file(path, str(path))  # a key is the better reason
+                raise LeakError(f"{path} is none of the files that are published: move it away")
+            self.check_file(path, str(path))
+
+    def check_rows(
+        self, table: pa.Table, where: str, columns: Sequence[str], config: PublicConfig, first_row: int = 0
+    ) -> None:
+        """Rows of an encrypted dataset: metadata, columns, and each image.
+
+        Args:
+            table: with the column `image`, a struct of `bytes` and `path`.
+            where: what to call it in an error.
+            columns: the allow-list.
+            config: how they were encrypted.
+            first_row: the number of the first row.
+
+        Raises:
+            LeakError: for a key, an unexpected column, an image path, or an image that `encrypt` did not write.
+        """
+        for key, value in (table.schema.metadata or {}).items():
+            self.check_bytes(key + b" " + value, f"the metadata of {where}")
+        for name in table.column_names:
+            self.check_bytes(name.encode(), f"a column name of {where}")
+            if name not in columns:
+                raise LeakError(
+                    f"{where} has the column {name!r}, stored in clear: name it to publish it (--keep-column {name})"
+                )
+        for name in table.column_names:
+            for chunk in table.column(name).chunks:
+                for buffer in chunk.buffers():
+                    if buffer is not None:
+                        self.check_bytes(memoryview(buffer).tobytes(), f"column {name!r} of {where}")
+        if config.representation:
+            return  # numbers: they have no path and no metadata
+        random = config.scheme.startswith("color-neuracrypt")
+        for index, image in enumerate(table.column("image").to_pylist(), first_row):
+            if image is None or image["bytes"] is None:
+                raise LeakError(f"row {index} of {where} has no image bytes, only a path or nothing")
+            if image["path"] is not None:
+                raise LeakError(f"row {index} of {where} keeps the path of its image, which may hold a person's name")
+            _check_ciphertext(image["bytes"], config.image_size, random, f"row {index} of {where}")
+
+
+def _texts(data: bytes) -> bytes:
+    """The stretches of `data` that may be 40 or more printable characters, in one or two bytes each.
+
+    Ciphertext and weights are random bytes: searched for dozens of texts, a dataset would take hours.
+    """
+    if len(data) < 1_000:
+        return data
+    every_fourth = np.frombuffer(data, np.uint8)[:-1:4]
+    next_ones = np.frombuffer(data, np.uint8)[1::4][: len(every_fourth)]
+    # uint8 arithmetic wraps around, so one comparison tests both ends of " " to "~".
+    text = ((every_fourth - 0x20) < 0x5F) | ((every_fourth == 0) & ((next_ones - 0x20) < 0x5F))
+    run = text[: len(text) - 8].copy()
+    for ahead in range(1, 9):
+        run &= text[ahead : len(text) - 8 + ahead]
+    starts = np.flatnonzero(run)
+    if not len(starts):
+        return b""
+    breaks = np.flatnonzero(np.diff(starts) > 9)
+    firsts, lasts = starts[np.r_[0, breaks + 1]], starts[np.r_[breaks, len(starts) - 1]]
+    return b"\xff".join(
+        data[max(0, 4 * first - 4) : 4 * last + 40] for first, last in zip(firsts.tolist(), lasts.tolist())
+    )
+
+
+def find_key_file(folder: Path) -> Path | None:
+    """A key file somewhere below `folder`, which would be published with it."""
+    for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
+        if path.is_file() and path.stat().st_size <= 1_000_000:
+            content = path.read_bytes()
+            if key_text_in(content, content):
+                return path
+    return None
+
+
+def _check_ciphertext(png: bytes, size: int, random: bool, where: str) -> None:
+    """Refuse all but what `images.to_png` writes, which holds no metadata; if `random`, plain-looking pixels too."""
+    pixels = _stored_pixels(png, size)
+    if pixels is None:
+        raise LeakError(f"{where} is not an image that `encrypt` wrote (plain, re-coded, or with metadata)")
+    if not random:
+        return
+    rows = pixels[:: max(1, size // 16)].astype(np.float32)
+    left, right = (rows[:, a:b] - rows[:, a:b].mean() for a, b in ((0, -1), (1, None)))
+    scale = np.sqrt((left**2).mean() * (right**2).mean())
+    if scale == 0 or (left * right).mean() / scale > MAX_NEIGHBOUR_CORRELATION:
+        raise LeakError(f"{where} looks like a plain image: its neighbouring pixels are nearly equal")
+
+
+def _stored_pixels(png: bytes, size: int) -> np.ndarray | None:
+    """uint8 (size, size, 3) of a PNG as `images.to_png` writes it; None for any other bytes."""
+    length = size * (1 + 3 * size)  # each row starts with its filter type
+    try:
+        stream = zlib.decompressobj().decompress(png[png.find(b"IDAT") + 4 :], length)
+    except zlib.error:
+        return None
+    if len(stream) != length:
+        return None
+    pixels = np.frombuffer(stream, np.uint8).reshape(size, 1 + 3 * size)[:, 1:].reshape(size, size, 3)
+    return pixels if to_png(pixels) == png else None

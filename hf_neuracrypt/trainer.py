@@ -1,0 +1,105 @@
+"""`Trainer` that publishes with our card, and only what the guard has looked at.
+
+It overrides the three places where `Trainer` talks to the Hub: making the repository, writing the card, uploading a
+checkpoint. The upload itself is Trainer's own, so every `--hub_strategy` works as users know it.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from huggingface_hub import HfApi, get_token
+from transformers import Trainer
+from transformers.modelcard import extract_hyperparameters_from_trainer
+
+from hf_neuracrypt.cards import model_card
+from hf_neuracrypt.errors import HubError, LeakError
+from hf_neuracrypt.guard import CHECKPOINT_FILES, MODEL_FILES, Guard, find_key_file
+from hf_neuracrypt.hub import hub_errors
+from hf_neuracrypt.record import Record
+
+
+NOT_UPLOADED = ("_*", "checkpoint-*", ".cache", ".git")  # what Trainer's `upload_folder` passes over
+
+
+class PublishingTrainer(Trainer):
+    """A `Trainer` for encrypted images.
+
+    Args:
+        records: how the training images were encrypted; none: they are plain.
+        dataset_ids: those training datasets that are on the Hub.
+        base_model: the pre-trained model, if it is on the Hub.
+
+    Raises:
+        LeakError: a key file lies in the output folder, or an access token would be published.
+        HubError: the repository cannot be made, or is public although that was not asked for.
+    """
+
+    def __init__(
+        self, *args, records: Sequence[Record] = (), dataset_ids: Sequence[str] = (), base_model: str | None, **options
+    ):
+        self.records, self.dataset_ids, self.base_model = list(records), list(dataset_ids), base_model
+        super().__init__(*args, **options)
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Make the repository: private, unless `--hub_private_repo False` says otherwise."""
+        wanted = self.args.hub_private_repo if private is None else private
+        with hub_errors(self._repo_name):
+            super().init_hf_repo(token, private=wanted is not False)
+            if not self.is_world_process_zero():
+                return
+            if wanted is not False and not HfApi().model_info(self.hub_model_id).private:
+                raise HubError(
+                    f"the repository {self.hub_model_id} is public: give --hub_private_repo False to publish there, "
+                    "or choose another --hub_model_id"
+                )
+
+    def create_model_card(self, **_) -> None:
+        """Write our README.md into the output folder; before an upload, look at everything that would go."""
+        if not self.is_world_process_zero():
+            return
+        last = next((entry for entry in reversed(self.state.log_history) if "eval_loss" in entry), {})
+        results = {metric: last[f"eval_{metric}"] for metric in ("accuracy", "loss") if f"eval_{metric}" in last}
+        text = model_card(
+            self.records,
+            self.model.config.model_type,
+            getattr(self, "hub_model_id", None) or self._repo_name,
+            extract_hyperparameters_from_trainer(self),
+            results,
+            last.get("step", self.state.global_step),
+            last.get("epoch", self.state.epoch or 0.0),
+            self.dataset_ids,
+            self.base_model,
+        )
+        output = Path(self.args.output_dir)
+        (output / "README.md").write_text(text, encoding="utf-8")
+        if self.args.push_to_hub:
+            Guard(tokens=[get_token()]).check_folder(output, MODEL_FILES, NOT_UPLOADED)
+
+    def push_to_hub(self, *args, **options):
+        """See `Trainer.push_to_hub`, which saves the model, then the card (see above), then uploads."""
+        with hub_errors(self._repo_name):
+            return super().push_to_hub(*args, **options)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self.is_world_process_zero() and self.args.hub_strategy != "end":
+            self.create_model_card()
+            Guard(tokens=[get_token()]).check_folder(Path(checkpoint_folder), CHECKPOINT_FILES)
+        with hub_errors(self._repo_name):
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    @property
+    def _repo_name(self) -> str:
+        return self.args.hub_model_id or Path(self.args.output_dir).absolute().name
+
+
+def check_output(output_dir: str, hub_token: str | None) -> None:
+    """Before training: nothing secret may lie where Trainer saves and uploads. Raises LeakError."""
+    output = Path(output_dir).resolve()
+    key_file = os.environ.get("NEURACRYPT_KEY_FILE")
+    if key_file and Path(key_file).resolve().is_relative_to(output):
+        raise LeakError(f"the key file {key_file} lies inside the output {output_dir}: keep it elsewhere")
+    if found := find_key_file(output):
+        raise LeakError(f"there is a key file inside the output: {found}: keep it elsewhere")
+    if hub_token:
+        raise LeakError("--hub_token would be published in training_args.bin: set HF_TOKEN instead")
