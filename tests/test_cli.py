@@ -162,7 +162,7 @@ def test_bad_input_to_encrypt(plain_folder, key_file, tmp_path):
         (encrypt(tmp_path / "thesis", key_file, tmp_path / "new"), "none of the columns image"),
         (encrypt(tmp_path / "thesis" / "thesis.txt", key_file, tmp_path / "new"), "file of type .txt"),
         (encrypt(tmp_path / "missing", key_file, tmp_path / "new"), "there is no folder or file"),
-        (encrypt("no-such/dataset", key_file, tmp_path / "new"), "cannot load the dataset no-such/dataset"),
+        (encrypt("no-such/dataset", key_file, tmp_path / "new"), "cannot reach no-such/dataset: HF_HUB_OFFLINE is set"),
         (encrypt(plain_folder, tmp_path / "missing.key", tmp_path / "new"), "does not exist"),
         (encrypt(plain_folder, tmp_path / "readable.key", tmp_path / "new"), "chmod 600"),
         (encrypt(plain_folder, key_file, tmp_path / "new", "--image-column", "scan"), "no column 'scan'"),
