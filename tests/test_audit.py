@@ -21,6 +21,7 @@ from hf_neuracrypt.images import to_png
 from hf_neuracrypt.record import Record
 from hf_neuracrypt.schemes import SCHEMES, make_config
 from tests.conftest import SMALL_FLAGS, assert_one_line_error, command
+from tests.loopback_hub import LoopbackHub
 
 
 data = pytest.importorskip("skimage.data")
@@ -198,3 +199,15 @@ def test_planted_accidents_are_found(work, tmp_path):
     assert rows["key"]["grade"] == rows["metadata"]["grade"] == "leaks"
     assert "notes.txt" in rows["key"]["finding"] and "sha256" in rows["metadata"]["finding"]
     assert "not what the key makes" in rows["metadata"]["finding"]
+
+
+def test_push_puts_the_figures_into_the_card(work, tmp_path):
+    report(work, work / "encrypted", tmp_path / "out")
+    with LoopbackHub() as hub:
+        environment = hub.environment(tmp_path / "home", "hf_owner")
+        words = ("push", work / "encrypted", "owner/photos", "--key-file", work / "one.key", "--audit")
+        assert_one_line_error(command(*words, tmp_path / "none.json", **environment), "there is no file")
+        result = command(*words, tmp_path / "out" / "audit.json", **environment)
+        assert result.returncode == 0, result.stderr
+        files = hub.files("dataset", "owner/photos")
+    assert "## Audit" in files["README.md"].decode() and not any("audit" in name for name in files)

@@ -93,7 +93,7 @@ def run_audit(
     pairs = load_pairs(path, source, encoder, max_images, seed, image_column)
     rows = [
         folder.metadata(path, manifest, record.config, pairs.wrong), folder.key_leak(path, key), folder.labels(path),
-        folder.row_order(pairs),
+        folder.row_order(),
     ]  # fmt: skip
     attacked, pictures = attack(pairs, encoder, seed)
     return Audit(

@@ -23,7 +23,7 @@ ROWS: dict[str, tuple[str, str, str]] = {
     "metadata": ("Metadata and columns", "the folder", "leaks: anything found; weak: columns kept in clear"),
     "key": ("Key leakage", "the folder", "leaks: the key, in any form"),
     "labels": ("Label leak", "the folder", "leaks: class names; weak: labels without names"),
-    "order": ("Row order", "the folder", "leaks: |rank correlation| with the source above 0.5; weak: above 0.2"),
+    "order": ("Row order", "the folder", "leaks: the order of the source, which `encrypt` keeps"),
     "thumbnail": (
         "Thumbnail", "ciphertexts",
         "|correlation| of a principal component with patch brightness, leaks: above 0.5; weak: above 0.2",
