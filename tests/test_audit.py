@@ -18,6 +18,7 @@ from hf_neuracrypt.configuration import EncoderConfig
 from hf_neuracrypt.encoders import load_encoder
 from hf_neuracrypt.errors import KeyMismatchError, NeuraCryptError
 from hf_neuracrypt.images import to_png
+from hf_neuracrypt.keys import SecretKey
 from hf_neuracrypt.record import Record
 from hf_neuracrypt.schemes import SCHEMES, make_config
 from tests.conftest import SMALL_FLAGS, assert_one_line_error, command
@@ -117,7 +118,6 @@ def test_sixteen_pairs_redraw_photos_that_nobody_knew(insecure_key):
 def work(tmp_path_factory):
     from datasets import DatasetDict
 
-    from hf_neuracrypt.keys import SecretKey
     from tests.conftest import make_dataset
 
     folder = tmp_path_factory.mktemp("audit")
@@ -182,7 +182,7 @@ def test_wrong_keys_and_places_are_one_line(work, tmp_path):
 def test_planted_accidents_are_found(work, tmp_path):
     planted = tmp_path / "encrypted"
     shutil.copytree(work / "encrypted", planted)
-    shutil.copy(work / "one.key", planted / "notes.txt")
+    (planted / "notes.txt").write_text(SecretKey.load(work / "one.key")._secret.hex())
     shard = next(planted.glob("train/*.arrow"))
     split = Dataset.from_file(str(shard))
     table = split.data.table.to_pylist()
