@@ -42,6 +42,7 @@ def dataset_card(
     metadata: Mapping[str, object],
     existing: str | None = None,
     license: str | None = None,
+    audit: Mapping | None = None,
 ) -> str:
     """The README.md of an encrypted dataset.
 
@@ -53,6 +54,7 @@ def dataset_card(
         metadata: `configs` and `dataset_info` as `datasets` writes them; they replace those of the same name.
         existing: the README.md that is there now.
         license: an identifier that the Hub knows.
+        audit: the content of an `audit.json`, from `audit.rows.read_audit`; only its figures are shown.
     """
     old = DatasetCard(existing, ignore_metadata_errors=True) if existing else None
     data = old.data if old else DatasetCardData()
@@ -80,6 +82,7 @@ def dataset_card(
         hidden_labels=hidden,
         kept_columns=[column for column in columns if column not in ("image", "label")],
         protection=protection(hidden),
+        audit=audit,
     )
     before, after = _around(old.text if old else "")
     return f"---\n{data.to_yaml()}\n---\n{before}{BEGIN}\n{body}{END}\n{after}"

@@ -169,6 +169,38 @@ def verify(folder: Annotated[Path, typer.Argument(help="A folder written by `enc
 
 
 @app.command()
+def audit(
+    folder: Annotated[Path, typer.Argument(help="A folder written by `encrypt`.")],
+    source: Annotated[str, typer.Option(help="The plain dataset it was made of, as given to `encrypt`.")],
+    key_file: KeyFile,
+    output: Annotated[Path, typer.Option(help="Folder for the report. It shows plain images: never publish it.")],
+    passphrase_file: PassphraseFile = None,
+    max_images: Annotated[int, typer.Option(min=16, help="How many images to look at.")] = 512,
+    seed: Annotated[int, typer.Option(min=0, help="Draws them, and which of them are known to the attacker.")] = 0,
+    image_column: Annotated[str | None, typer.Option(help="Default: image, img or pixel_values.")] = None,
+) -> None:
+    """Run the known attacks on an encrypted dataset and say what leaks: attacks tried, not attacks possible.
+
+    Example: hf-neuracrypt audit encrypted/ --source photos/ --key-file hospital.key --output audit/
+    """
+    from hf_neuracrypt.jobs import check_places
+
+    check_places(source, key_file, output)
+    if output.resolve().is_relative_to(folder.resolve()):
+        raise DatasetError(f"the output {output} lies inside {folder}, which gets published: choose another folder")
+    key = _load_key(key_file, passphrase_file)
+
+    from hf_neuracrypt.audit.attacks import run_audit
+    from hf_neuracrypt.audit.report import write_report
+
+    result = run_audit(folder, source, key, max_images=max_images, seed=seed, image_column=image_column)
+    write_report(result, output)
+    for row in result.rows:
+        typer.echo(f"{row.grade:15} {row.title}")
+    _note(f"Wrote {output}. These are attacks tried, not attacks possible. The pictures show plain images: keep them.")
+
+
+@app.command()
 def push(
     folder: Annotated[Path, typer.Argument(help="A folder written by `encrypt`.")],
     repo: Annotated[str, typer.Argument(help="The dataset's name on the Hub: owner/name.")],
@@ -181,6 +213,7 @@ def push(
     gated: Annotated[bool, typer.Option("--gated", help="Readers must ask you for access.")] = False,
     keep_column: Annotated[list[str] | None, typer.Option(help="Also publish this column, in clear.")] = None,
     license: Annotated[str | None, typer.Option(help="A licence the Hub knows, such as cc-by-4.0.")] = None,
+    audit: Annotated[Path | None, typer.Option(help="An audit.json, whose figures go into the card.")] = None,
 ) -> None:
     """Publish an encrypted dataset on the Hub, as a new revision if it is there already.
 
@@ -193,8 +226,9 @@ def push(
     from hf_neuracrypt.push import push_dataset
 
     url = push_dataset(
-        folder, repo, key, public=public, gated=gated, keep_columns=tuple(keep_column or ()), license=license
-    )
+        folder, repo, key, public=public, gated=gated, keep_columns=tuple(keep_column or ()), license=license,
+        audit=audit,
+    )  # fmt: skip
     typer.echo(url)
     if key is None:
         _note("Only searched for key files: give --key-file to search for the key itself as well.")

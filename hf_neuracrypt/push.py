@@ -20,6 +20,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from tqdm.auto import tqdm
 
 from hf_neuracrypt import cards, store
+from hf_neuracrypt.audit.rows import read_audit
 from hf_neuracrypt.errors import DatasetError, HubError, KeyMismatchError
 from hf_neuracrypt.guard import Guard
 from hf_neuracrypt.hub import hub_errors
@@ -54,6 +55,7 @@ def push_dataset(
     keep_columns: tuple[str, ...] = (),
     license: str | None = None,
     replace_key: bool = False,
+    audit: Path | None = None,
 ) -> str:
     """Publish a finished encrypted folder as a new revision of a dataset repository.
 
@@ -66,6 +68,7 @@ def push_dataset(
         keep_columns: further columns of the folder to publish, in clear.
         license: an identifier that the Hub knows.
         replace_key: the repository may hold images of another key, which this revision replaces.
+        audit: an `audit.json` of this folder, whose figures go into the card.
 
     Returns:
         The address of the commit.
@@ -81,6 +84,7 @@ def push_dataset(
     record = Record.from_dict(manifest)
     if key is not None and key.id != record.key_id:
         raise KeyMismatchError(f"{folder} was encrypted with the key {record.key_id}; this key is {key.id}")
+    audited = read_audit(audit, record, store.checksum(manifest)) if audit else None
     guard = Guard(key, [get_token()])
     guard.check_folder(folder, [*manifest["files"], store.MANIFEST], ignored=[store.UNFINISHED])
     api = HfApi()
@@ -92,7 +96,10 @@ def push_dataset(
         for shard in tqdm(_shards(folder, manifest), desc="Publishing", unit=" shards"):
             _upload(api, repo_id, *shard, revision, guard, keep_columns, Path(scratch))
         url = _commit(
-            api, info, _finishing_files(api, info, record, manifest["rows"], revision, guard, license), revision
+            api,
+            info,
+            _finishing_files(api, info, record, manifest["rows"], revision, guard, license, audited),
+            revision,
         )
         if gated or (public and info.private):
             api.update_repo_settings(
@@ -158,14 +165,15 @@ def _upload(
 
 
 def _finishing_files(
-    api: HfApi, info, record: Record, rows: dict, revision: Revision, guard: Guard, license: str | None
-) -> dict[str, str]:
+    api: HfApi, info, record: Record, rows: dict, revision: Revision, guard: Guard, license: str | None,
+    audit: dict | None,
+) -> dict[str, str]:  # fmt: skip
     """README.md and neuracrypt.json of the new revision."""
     existing = None
     if any(file.rfilename == "README.md" for file in info.siblings):
         existing = Path(api.hf_hub_download(info.id, "README.md", repo_type="dataset", revision=info.sha)).read_text()
     card = cards.dataset_card(
-        record, rows, list(revision.features), info.id, _metadata(record, revision), existing, license
+        record, rows, list(revision.features), info.id, _metadata(record, revision), existing, license, audit
     )
     manifest = record.to_dict() | {"rows": rows, "files": revision.files}
     texts = {"README.md": card, store.MANIFEST: store.to_text(manifest | {"sha256": store.checksum(manifest)})}

@@ -149,7 +149,7 @@ def test_the_shuffle_is_the_keys_and_the_images_own(insecure_key):
     ]
     assert all(sorted(order) == list(range(16)) for order in orders) and len(set(map(tuple, orders))) == 6
     other = load_encoder(shuffled.config, SecretKey(bytes(32)))
-    assert other._order(IMAGES[0]) != shuffled._order(IMAGES[0]) == orders[0]
+    assert other.patch_order(IMAGES[0]) != shuffled.patch_order(IMAGES[0]) == orders[0]
     assert shuffled.encrypt(IMAGES[:0]).shape == (0, 16, 48)
 
 

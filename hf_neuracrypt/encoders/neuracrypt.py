@@ -150,9 +150,10 @@ class NeuraCrypt(RandomNetwork):
         y = self.represent(images).to(images.device)
         if self.config.shuffle == "image":
             for number, image in enumerate(images):
-                y[number] = y[number, self._order(image)]
+                y[number] = y[number, self.patch_order(image)]
         return y
 
-    def _order(self, image: torch.Tensor) -> list[int]:
+    def patch_order(self, image: torch.Tensor) -> list[int]:
+        """Where each patch of an image's shuffled ciphertext comes from; `image` is uint8 (3, S, S)."""
         digest = hashlib.sha256(image.cpu().contiguous().numpy().tobytes()).hexdigest()
         return self.key.permutation(self.config.to_json(), f"shuffle/{digest}", self.config.num_patches)

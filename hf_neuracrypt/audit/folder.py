@@ -1,0 +1,69 @@
+"""What a folder gives away by its files, columns, labels and order, before any attack."""
+
+from pathlib import Path
+
+from datasets import ClassLabel, Dataset, load_from_disk
+
+from hf_neuracrypt import store
+from hf_neuracrypt.audit.rows import LEAKS, NEAR_CHANCE, WEAK, Row
+from hf_neuracrypt.configuration import PublicConfig
+from hf_neuracrypt.errors import LeakError
+from hf_neuracrypt.guard import Guard
+from hf_neuracrypt.keys import SecretKey
+
+
+GUARD_ROWS = 1_000  # looked at together
+
+
+def metadata(folder: Path, manifest: dict, config: PublicConfig, wrong: tuple[int, ...]) -> Row:
+    """Files beside the dataset, changed files, metadata in images, columns in clear, rows that are not ciphertexts."""
+    kept = {name for split in load_from_disk(str(folder)).values() for name in split.column_names} - {"image", "label"}
+    guard, found = Guard(), [f"{file} {problem}" for file, problem in store.verify(folder) if problem]
+    try:
+        guard.check_folder(folder, [*manifest["files"], store.MANIFEST], ignored=[store.UNFINISHED])
+        for file in (name for name in manifest["files"] if name.endswith(".arrow")):
+            shard = Dataset.from_file(str(folder / file))
+            for start in range(0, len(shard), GUARD_ROWS):
+                rows = shard.data.table.slice(start, GUARD_ROWS)
+                guard.check_rows(rows, file, ("image", "label", *kept), config, start)
+    except LeakError as error:
+        found.append(str(error).replace(f"{folder}/", ""))
+    if wrong:
+        found.append(f"row {wrong[0]} and {len(wrong) - 1} more are not what the key makes of the source")
+    figures = {"findings": len(found), "columns_in_clear": len(kept)}
+    finding = "; ".join(found) or "Nothing found: no metadata in images, no paths, no other files."
+    if kept:
+        finding += f" Kept in clear: {', '.join(sorted(kept))}."
+    return Row("metadata", LEAKS if found else WEAK if kept else NEAR_CHANCE, finding, figures)
+
+
+def key_leak(folder: Path, key: SecretKey) -> Row:
+    """The key in any file of the folder, in any form that the guard knows."""
+    guard, found = Guard(key), []
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = path.relative_to(folder).as_posix()
+        try:
+            guard.check_file(path, name)
+        except LeakError as error:
+            found.append(str(error))
+    finding = "; ".join(found) or "Not found, as text, bytes, digits, base64, base32 or numbers."
+    return Row("key", LEAKS if found else NEAR_CHANCE, finding, {"findings": len(found)})
+
+
+def labels(folder: Path) -> Row:
+    """Whether class names are published."""
+    split = next(iter(load_from_disk(str(folder)).values()))
+    if "label" not in split.features:
+        return Row("labels", NEAR_CHANCE, "There are no labels.", {"classes": 0})
+    feature = split.features["label"]
+    names = feature.names if isinstance(feature, ClassLabel) else []
+    if names and not all(name.startswith("class_") and name[6:].isdigit() for name in names):
+        return Row("labels", LEAKS, "Class names are published (`encrypt --hide-labels`).", {"classes": len(names)})
+    finding = "Labels without names: class balance, or the trained model, may tell which class is which."
+    return Row("labels", WEAK, finding, {"classes": len(names)})
+
+
+def row_order() -> Row:
+    """`encrypt` keeps the order of the source, and `load_pairs` has just compared both sides row by row."""
+    finding = "Rows follow the source: if that, or its order, is public, row numbers identify images. Shuffle it first."
+    return Row("order", LEAKS, finding)

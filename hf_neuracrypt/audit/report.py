@@ -1,0 +1,60 @@
+"""An audit as files: `audit.json` for machines and cards, `audit.html`, one page with pictures, for the owner alone."""
+
+import base64
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from hf_neuracrypt import store
+from hf_neuracrypt.audit.attacks import Audit
+from hf_neuracrypt.cards import TEMPLATES
+from hf_neuracrypt.images import to_png
+
+
+PICTURES = 6
+
+
+def write_report(audit: Audit, output: Path) -> None:
+    """Write `audit.json` and `audit.html` into a folder that is made if it is not there."""
+    output.mkdir(parents=True, exist_ok=True)
+    store.write_whole(output / "audit.json", json.dumps(audit.to_dict(), indent=2) + "\n")
+    environment = Environment(loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, autoescape=True)
+    page = environment.get_template("audit.html.jinja").render(
+        audit=audit.to_dict(), rows=audit.rows, columns=["plain", "encrypted", *audit.pictures.redrawn],
+        pictures=list(_pictures(audit)),
+    )  # fmt: skip
+    store.write_whole(output / "audit.html", page)
+
+
+def _pictures(audit: Audit) -> Iterator[list[str]]:
+    """Each image's row of the grid, as addresses that hold the picture itself."""
+    size = audit.record.config.image_size
+    for place, number in enumerate(audit.pictures.shown[:PICTURES]):
+        encrypted = audit.pairs.encrypted[number]
+        shown = [audit.pairs.plain[number], encrypted if audit.pairs.is_image else _grey(encrypted, size)]
+        shown += [
+            images[place] if images.ndim == 4 else _map(images[place], size)
+            for images in audit.pictures.redrawn.values()
+        ]
+        yield [_address(image) for image in shown]
+
+
+def _map(values: np.ndarray, size: int) -> np.ndarray:
+    """A value for each patch as a grey image, uint8 (3, S, S); its sign is not known to the attacker."""
+    grid = round(len(values) ** 0.5)
+    low, high = values.min(), values.max()
+    grey = ((values - low) / max(high - low, 1e-6) * 255).astype(np.uint8).reshape(grid, grid)
+    return np.broadcast_to(grey.repeat(size // grid, 0).repeat(size // grid, 1), (3, size, size))
+
+
+def _grey(patches: np.ndarray, size: int) -> np.ndarray:
+    """A patch representation as a picture: the mean of each patch."""
+    return _map(patches.mean(1), size)
+
+
+def _address(image: np.ndarray) -> str:
+    png = to_png(np.ascontiguousarray(image.transpose(1, 2, 0)))
+    return "data:image/png;base64," + base64.b64encode(png).decode()
