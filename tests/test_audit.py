@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import zlib
 
 import numpy as np
 import pytest
@@ -188,9 +189,7 @@ def test_planted_accidents_are_found(work, tmp_path):
     table = split.data.table.to_pylist()
     png = table[3]["image"]["bytes"]
     text = b"tEXtGPS\x0052.5N"
-    table[3]["image"]["bytes"] = (
-        png[:33] + len(text[4:]).to_bytes(4) + text + __import__("zlib").crc32(text).to_bytes(4) + png[33:]
-    )
+    table[3]["image"]["bytes"] = png[:33] + len(text[4:]).to_bytes(4) + text + zlib.crc32(text).to_bytes(4) + png[33:]
     table[7]["image"] = {"bytes": to_png(np.full((32, 32, 3), 9, np.uint8)), "path": None}
     changed = Dataset.from_list(table, features=split.features)
     changed.save_to_disk(str(tmp_path / "changed"))
