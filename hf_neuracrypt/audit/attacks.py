@@ -123,7 +123,11 @@ def attack(pairs: Pairs, encoder: Encoder, seed: int = 0) -> tuple[list[Row], Pi
         done(ciphertext.folding(pairs))
     rows += [_shuffle(pairs, encoder), ciphertext.values(pairs)]
     redrawn["ciphertexts alone"] = maps[shown]
-    redrawn |= {f"{count} known pairs": images for count, images in redraws.items() if count in (1, 16, max(redraws))}
+    redrawn |= {
+        f"{count} known pair{'s' if count > 1 else ''}": images
+        for count, images in redraws.items()
+        if count in (1, 16, max(redraws))
+    }
     if decrypted is not None:
         redrawn["chosen images"] = decrypted[shown]
     return rows, Pictures(shown, redrawn)
