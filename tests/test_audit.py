@@ -79,6 +79,16 @@ def test_noise_leaks_nothing(photos, insecure_key):
     assert rows["known"].figures["pairs_for_3_db"] is None and rows["values"].figures["entropy_bits"] > 7.99
 
 
+def test_an_image_that_is_there_twice_is_found(photos, insecure_key):
+    encoder = load_encoder(CONFIG, insecure_key)
+    found = []
+    for plain in (photos, np.concatenate([photos, photos[:1]])):
+        encrypted = encoder.encrypt(torch.from_numpy(plain)).numpy()
+        found.append(rows_of(plain, encrypted, insecure_key)["duplicates"])
+    assert found[0].figures["equal_images"] == 0
+    assert found[1].figures["equal_images"] == pytest.approx(2 / 61) and found[1].grade == "leaks"
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_every_scheme_goes_through(scheme, photos, insecure_key):
     options = {} if scheme in ("le", "pe", "etc", "ele") else TINY
