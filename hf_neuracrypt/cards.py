@@ -70,7 +70,7 @@ def dataset_card(
     for name, value in ours.items():
         data[name] = value
     hidden = record.sealed_labels is not None
-    body = _render(
+    body = render(
         "dataset_card.md.jinja",
         pretty_name=ours["pretty_name"],
         repo_id=repo_id,
@@ -127,7 +127,7 @@ def model_card(
         ]
         or None,
     )
-    body = _render(
+    body = render(
         "model_card.md.jinja",
         model_name=name,
         model_type=model_type,
@@ -148,13 +148,14 @@ def model_card(
 
 def protection(hidden_labels: bool = False) -> str:
     """What this kind of encryption does not protect, and what it does: the first section of every card."""
-    return _render("protection.md.jinja", hidden_labels=hidden_labels)
+    return render("protection.md.jinja", hidden_labels=hidden_labels)
 
 
-def _render(template: str, **values: object) -> str:
+def render(template: str, autoescape: bool = False, **values: object) -> str:
+    """A template of `model_cards/`, filled in; Markdown is not escaped, HTML must be."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-        keep_trailing_newline=True, autoescape=False,  # Markdown
+        keep_trailing_newline=True, autoescape=autoescape,
     )  # fmt: skip
     return environment.get_template(template).render(**values)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from datasets import Dataset
 
 from hf_neuracrypt.configuration import PublicConfig
 from hf_neuracrypt.errors import LeakError
@@ -29,6 +30,7 @@ MODEL_FILES = (
 CHECKPOINT_FILES = (
     *MODEL_FILES, "optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth", "rng_state_*.pth"
 )  # fmt: skip
+ROWS_AT_A_TIME = 1_000
 CHUNK_BYTES, OVERLAP_BYTES = 64_000_000, 4_000  # no trace of a key is longer than the overlap
 # Neighbouring pixels of a photo are nearly equal, those of a ciphertext of a keyed random network are not.
 MAX_NEIGHBOUR_CORRELATION = 0.5
@@ -94,6 +96,11 @@ class Guard:
                 self.check_file(path, str(path))  # a key is the better reason
                 raise LeakError(f"{path} is none of the files that are published: move it away")
             self.check_file(path, str(path))
+
+    def check_shard(self, shard: Dataset, where: str, columns: Sequence[str], config: PublicConfig) -> None:
+        """All rows of a shard, some at a time; see `check_rows`."""
+        for start in range(0, max(1, len(shard)), ROWS_AT_A_TIME):
+            self.check_rows(shard.data.table.slice(start, ROWS_AT_A_TIME), where, columns, config, start)
 
     def check_rows(
         self, table: pa.Table, where: str, columns: Sequence[str], config: PublicConfig, first_row: int = 0

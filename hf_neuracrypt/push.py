@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from hf_neuracrypt import cards, store
 from hf_neuracrypt.audit.rows import read_audit
+from hf_neuracrypt.configuration import PublicConfig
 from hf_neuracrypt.errors import DatasetError, HubError, KeyMismatchError
 from hf_neuracrypt.guard import Guard
 from hf_neuracrypt.hub import hub_errors
@@ -31,7 +32,6 @@ from hf_neuracrypt.sources import published_manifest, quiet_datasets
 
 # The Hub keeps larger files outside git: once uploaded they are not read again. Smaller ones may be, at the commit.
 ALWAYS_KEPT_APART = 10_000_000
-GUARD_ROWS = 1_000  # looked at together
 
 
 @dataclasses.dataclass
@@ -93,8 +93,8 @@ def push_dataset(
         info = api.dataset_info(repo_id)
         _check_repository(info, record, public, replace_key)
         revision = Revision()
-        for shard in tqdm(_shards(folder, manifest), desc="Publishing", unit=" shards"):
-            _upload(api, repo_id, *shard, revision, guard, keep_columns, Path(scratch))
+        for shard in tqdm(_shards(folder, manifest["files"]), desc="Publishing", unit=" shards"):
+            _upload(api, repo_id, *shard, record.config, revision, guard, keep_columns, Path(scratch))
         url = _commit(
             api,
             info,
@@ -125,29 +125,28 @@ def _check_repository(info, record: Record, public: bool, replace_key: bool) -> 
         )
 
 
-def _shards(folder: Path, manifest: dict) -> list[tuple[Path, str, str, dict]]:
-    """Each shard's file, its split, its name on the Hub, and the manifest."""
-    shards = [name for name in manifest["files"] if name.endswith(".arrow")]
-    listed = []
-    for name in shards:
-        split = name.split("/")[0]
-        alike = [other for other in shards if other.split("/")[0] == split]
-        target = f"data/{split}-{alike.index(name):05d}-of-{len(alike):05d}.parquet"
-        listed.append((folder / name, split, target, manifest))
-    return listed
+def _shards(folder: Path, files: dict[str, dict]) -> list[tuple[Path, str, str, str]]:
+    """Each shard's file, its sha256, its split, and its name on the Hub."""
+    by_split: dict[str, list[str]] = {}
+    for name in files:
+        if name.endswith(".arrow"):
+            by_split.setdefault(name.split("/")[0], []).append(name)
+    return [
+        (folder / name, files[name]["sha256"], split, f"data/{split}-{index:05d}-of-{len(names):05d}.parquet")
+        for split, names in by_split.items()
+        for index, name in enumerate(names)
+    ]
 
 
 def _upload(
-    api: HfApi, repo_id: str, shard: Path, split: str, target: str, manifest: dict, revision: Revision, guard: Guard,
-    keep_columns: tuple[str, ...], scratch: Path,
+    api: HfApi, repo_id: str, shard: Path, sha256: str, split: str, target: str, config: PublicConfig,
+    revision: Revision, guard: Guard, keep_columns: tuple[str, ...], scratch: Path,
 ) -> None:  # fmt: skip
     """One shard: compare it with the manifest, look at its rows, turn it into Parquet, send it."""
-    if store.sha256(shard) != manifest["files"][f"{split}/{shard.name}"]["sha256"]:
+    if store.sha256(shard) != sha256:
         raise DatasetError(f"{shard} does not have its sha256 of the manifest: encrypt again")
-    dataset, config = Dataset.from_file(str(shard)), Record.from_dict(manifest).config
-    for start in range(0, max(1, len(dataset)), GUARD_ROWS):
-        rows = dataset.data.table.slice(start, GUARD_ROWS)
-        guard.check_rows(rows, f"{split}/{shard.name}", ("image", "label", *keep_columns), config, start)
+    dataset = Dataset.from_file(str(shard))
+    guard.check_shard(dataset, f"{split}/{shard.name}", ("image", "label", *keep_columns), config)
     path = scratch / Path(target).name
     with quiet_datasets():
         dataset.to_parquet(str(path))

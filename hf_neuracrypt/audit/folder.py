@@ -12,9 +12,6 @@ from hf_neuracrypt.guard import Guard
 from hf_neuracrypt.keys import SecretKey
 
 
-GUARD_ROWS = 1_000  # looked at together
-
-
 def metadata(folder: Path, manifest: dict, config: PublicConfig, wrong: tuple[int, ...]) -> Row:
     """Files beside the dataset, changed files, metadata in images, columns in clear, rows that are not ciphertexts."""
     kept = {name for split in load_from_disk(str(folder)).values() for name in split.column_names} - {"image", "label"}
@@ -23,9 +20,7 @@ def metadata(folder: Path, manifest: dict, config: PublicConfig, wrong: tuple[in
         guard.check_folder(folder, [*manifest["files"], store.MANIFEST], ignored=[store.UNFINISHED])
         for file in (name for name in manifest["files"] if name.endswith(".arrow")):
             shard = Dataset.from_file(str(folder / file))
-            for start in range(0, len(shard), GUARD_ROWS):
-                rows = shard.data.table.slice(start, GUARD_ROWS)
-                guard.check_rows(rows, file, ("image", "label", *kept), config, start)
+            guard.check_shard(shard, file, ("image", "label", *kept), config)
     except LeakError as error:
         found.append(str(error).replace(f"{folder}/", ""))
     if wrong:

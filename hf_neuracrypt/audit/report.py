@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from hf_neuracrypt import store
 from hf_neuracrypt.audit.attacks import Audit
-from hf_neuracrypt.cards import TEMPLATES
+from hf_neuracrypt.cards import render
 from hf_neuracrypt.images import to_png
 
 
@@ -21,11 +20,14 @@ def write_report(audit: Audit, output: Path) -> None:
     """Write `audit.json` and `audit.html` into a folder that is made if it is not there."""
     output.mkdir(parents=True, exist_ok=True)
     store.write_whole(output / "audit.json", json.dumps(audit.to_dict(), indent=2) + "\n")
-    environment = Environment(loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, autoescape=True)
-    page = environment.get_template("audit.html.jinja").render(
-        audit=audit.to_dict(), rows=audit.rows, columns=["plain", "encrypted", *audit.pictures.redrawn],
+    page = render(
+        "audit.html.jinja",
+        autoescape=True,
+        audit=audit.to_dict(),
+        rows=audit.rows,
+        columns=["plain", "encrypted", *audit.pictures.redrawn],
         pictures=list(_pictures(audit)),
-    )  # fmt: skip
+    )
     store.write_whole(output / "audit.html", page)
 
 

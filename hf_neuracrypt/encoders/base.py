@@ -20,7 +20,18 @@ class Encoder:
         self.config, self.key, self.device = config, key, torch.device(device)
 
     def encrypt(self, images: torch.Tensor) -> torch.Tensor:
-        """Encrypt uint8 RGB (B, 3, image_size, image_size). Raises ImageError for another dtype or shape."""
+        """Encrypt a batch.
+
+        Args:
+            images: uint8 RGB, (B, 3, image_size, image_size), any strides, any device, B >= 0.
+
+        Returns:
+            uint8 RGB of the same shape, contiguous, on the device of `images`; float32 (B, N, width) from a scheme
+            whose config has a `representation`.
+
+        Raises:
+            ImageError: another dtype or shape.
+        """
         raise NotImplementedError
 
     def _check(self, images: object, method: str = "encrypt") -> None:

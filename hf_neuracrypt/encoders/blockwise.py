@@ -49,17 +49,6 @@ class PermutationCipher(Encoder):
         raise NotImplementedError
 
     def encrypt(self, images: torch.Tensor) -> torch.Tensor:
-        """Encrypt a batch.
-
-        Args:
-            images: uint8 RGB, (B, 3, image_size, image_size), any strides, any device, B >= 0.
-
-        Returns:
-            uint8 RGB of the same shape, contiguous, on the device of `images`.
-
-        Raises:
-            ImageError: another dtype or shape.
-        """
         self._check(images)
         symbols = self._split(images.to(self.device))
         return self._join(symbols.index_select(1, self._index) ^ self._mask).to(images.device)

@@ -116,17 +116,6 @@ class ColorNeuraCrypt(Encoder):
 
     @torch.inference_mode()
     def encrypt(self, images: torch.Tensor) -> torch.Tensor:
-        """Encrypt a batch.
-
-        Args:
-            images: uint8 RGB, (B, 3, image_size, image_size), any strides, any device, B >= 0.
-
-        Returns:
-            uint8 RGB of the same shape, contiguous, on the device of `images`.
-
-        Raises:
-            ImageError: another dtype or shape.
-        """
         self._check(images)
         encrypted = torch.empty(images.shape, dtype=torch.uint8, device=self.device)
         for start in range(0, len(images), self._chunk):
