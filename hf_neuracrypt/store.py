@@ -87,9 +87,9 @@ def verify(folder: str | Path) -> Iterator[tuple[str, str | None]]:
             yield file, None if sha256(folder / file) == entry["sha256"] else "does not have its sha256 of the manifest"
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a small file so that it is there whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def write_whole(path: Path, text: str, scratch: Path | None = None) -> None:
+    """Write a small file so that it is there whole or not at all; `scratch`, if not beside it, is where it grows."""
+    temporary = (scratch or path.parent) / f".{path.name}.{os.getpid()}.tmp"
     temporary.write_text(text)
     rename(temporary, path)
 

@@ -147,7 +147,12 @@ def work(job: Job, rank: int = 0, world_size: int = 1, progress: Callable[[int],
         for unit in units_of(job)[rank::world_size]:
             write = _write_rows if unit.rows is not None else _write_stream
             write(job, unit, scratch, progress or (lambda rows: None))
-        return _finish(job)
+        try:
+            return _finish(job)
+        except FileNotFoundError:
+            if is_unfinished(job.output):
+                raise
+            return True  # another worker completed it, and tidied up, meanwhile
 
 
 def claim(job: Job, repeatable: bool = False) -> bool:
@@ -304,14 +309,14 @@ def _finish(job: Job) -> bool:
     _write_listed(job.output, datasets_config.DATASETDICT_JSON_FILENAME, splits, files)
     rows = {split: sum(note["rows"] for note in each) for split, each in notes.items()}
     manifest = job.plan.record.to_dict() | {"rows": rows, "source": job.identity()["source"], "files": files}
-    write_whole(job.output / MANIFEST, to_text(manifest | {"sha256": checksum(manifest)}))
+    write_whole(job.output / MANIFEST, to_text(manifest | {"sha256": checksum(manifest)}), job.output / UNFINISHED)
     (job.output / UNFINISHED / JOB).unlink(missing_ok=True)
     shutil.rmtree(job.output / UNFINISHED, ignore_errors=True)
     return True
 
 
 def _write_listed(output: Path, name: str, text: str, files: dict) -> None:
-    write_whole(output / name, text)
+    write_whole(output / name, text, output / UNFINISHED)  # what a crash leaves behind must not lie beside the data
     files[name] = {"sha256": sha256(output / name)}
 
 

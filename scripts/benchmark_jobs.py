@@ -250,7 +250,9 @@ def crash_child(key_file: str, output: str) -> None:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    return {str(path.relative_to(folder)): store.sha256(path) for path in folder.rglob("*") if path.is_file()}
+    """What `verify` looks at, and the manifest: a job killed while tidying up is complete."""
+    files = {path.relative_to(folder): path for path in folder.rglob("*") if path.is_file()}
+    return {str(name): store.sha256(path) for name, path in files.items() if name.parts[0] != store.UNFINISHED}
 
 
 def flip_is_found(folder: Path, generator: random.Random) -> bool:

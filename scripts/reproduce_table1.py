@@ -1,94 +1,62 @@
-"""Rebuild the paper's table at a size this machine can do: every system, one protocol, the published figures beside.
+"""Rebuild the paper's table: every system, one protocol, the published figures beside.
 
-python scripts/reproduce_table1.py --output table1/ --dataset digits --budget smoke
-python scripts/reproduce_table1.py --output table1/ --dataset cifar10 --budget cpu --rows plain-vit color-neuracrypt
+python scripts/reproduce_table1.py --output digits.json --dataset digits --budget smoke
+python scripts/reproduce_table1.py --output cifar10.json --dataset cifar10 --budget cpu --seeds 3
 
-Every row encrypts the same images under a new key, trains a model from random weights for the same number of steps, and
-is tested once, after the last step. Another key's test images give the accuracy under a wrong key; "neighbours" is how
-much an image's ciphertext changes when it is encrypted alone instead of in a batch, in standard deviations. A row that
-is done (results/ROW-SEED.json) is not done again. The published figures are of pre-trained models, larger images and
-the published recipe: compare the order of the rows, not the figures.
+Budgets: `smoke` shows in a few minutes that every row runs (random weights, small models). `cpu` (4,000 images of 112
+px, hours) and `gpu` (all images, 224 px) fine-tune a pre-trained ViT-Tiny, `paper` is the published recipe with
+ViT-B/16 and the full PyramidNet, for a large GPU. Each row encrypts under a new key of its own, in front of the model
+and after any augmentation, as the originals did, and is judged after its last step; how good it would have looked had
+the step been chosen on the test set is reported apart. Another key gives the accuracy under a wrong key; "neighbours" is
+how far a ciphertext moves when its image is encrypted alone instead of in a batch, in standard deviations. What the
+output file holds already is not run again.
 """
 
 import argparse
-import dataclasses
 import json
 import platform
 import tempfile
 import time
 import warnings
+from dataclasses import asdict
 from pathlib import Path
-from statistics import mean, stdev
 
 import datasets
 import numpy as np
 import torch
 import transformers
 from datasets import ClassLabel, Dataset, Features, Image
-from transformers import Trainer, TrainingArguments, ViTConfig, set_seed
+from reproduce_table1_report import report
+from reproduce_table1_rows import BUDGETS, ROWS, Budget, Recipe, Row
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, Trainer, TrainingArguments, ViTConfig, set_seed
 
-from hf_neuracrypt import SecretKey, encrypt_dataset, load_encoder, training
+from hf_neuracrypt import SecretKey, load_encoder, recipes
+from hf_neuracrypt.adaptation import adapt
+from hf_neuracrypt.configuration import EncoderConfig
 from hf_neuracrypt.dataset import find_columns
+from hf_neuracrypt.encoders.base import Encoder
 from hf_neuracrypt.errors import NeuraCryptError, one_line_errors
-from hf_neuracrypt.images import prepare
+from hf_neuracrypt.images import prepare, to_rgb
 from hf_neuracrypt.models import AdaptNetShakeDropConfig, ShakeDropConfig
+from hf_neuracrypt.prediction import load_model_config
 from hf_neuracrypt.record import Record
 from hf_neuracrypt.schemes import make_config
 from hf_neuracrypt.sources import load_source
+from hf_neuracrypt.training import compute_accuracy, load_model
 
 
 HUB = {"cifar10": "uoft-cs/cifar10", "mnist": "ylecun/mnist"}
-QI, MADONO = "Qi et al., Color-NeuraCrypt", "Madono et al., arXiv 2001.07761, Table 3"
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DEVICE_BATCH = 128  # images a device works on at a time; larger batches are accumulated
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """A system: how its images are encrypted (scheme None: not at all), what learns, and what was published."""
-
-    scheme: str | None
-    model: str
-    options: dict = dataclasses.field(default_factory=dict)
-    published: dict[str, float] = dataclasses.field(default_factory=dict)
-    source: str = ""
+# ------------------------------------------------------------------------------------------------------------- data
 
 
-ROWS = {
-    "plain-vit": Row(None, "vit", published={"cifar10": 99.10, "mnist": 99.71}, source=QI),
-    "color-neuracrypt": Row("color-neuracrypt", "vit", published={"cifar10": 96.20}, source=QI),
-    "color-neuracrypt-float": Row("color-neuracrypt-float", "vit", published={"cifar10": 96.20}, source=QI),
-    "neuracrypt": Row("neuracrypt", "vit", {"channels": 3}, {"cifar10": 70.60, "mnist": 97.93}, QI),
-    "vit-blockwise": Row("vit-blockwise", "vit"),
-    "plain-shakedrop": Row(None, "shakedrop", published={"cifar10": 96.70}, source=MADONO),
-    "le": Row("le", "le", published={"cifar10": 94.49}, source=MADONO),
-    "etc": Row("etc", "ele", {"variant": "madono"}, {"cifar10": 89.09}, MADONO),
-    "ele": Row("ele", "ele", published={"cifar10": 83.06}, source=MADONO),
-    "pe": Row("pe", "shakedrop"),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Budget:
-    """Rows of data, training steps of `batch_size`, and the sizes of images and models."""
-
-    train: int
-    test: int
-    steps: int
-    batch_size: int
-    image_size: int
-    patch_size: int
-    width: int
-    layers: int
-    pyramid: dict
-
-
-BUDGETS = {
-    "smoke": Budget(400, 100, 40, 16, 32, 8, 64, 2, {"depth": 8, "widening": 24}),  # only shows that it runs
-    "cpu": Budget(10_000, 2_000, 3_000, 64, 32, 8, 192, 6, {"depth": 20, "widening": 48}),
-}
-
-
-def load_data(name: str, budget: Budget) -> dict[str, Dataset]:
-    """The first rows of train and test, in memory."""
+def load_data(name: str, source: str | None, budget: Budget) -> dict[str, Dataset]:
+    """The first rows of train and test."""
     if name == "digits":
         from sklearn.datasets import load_digits
 
@@ -98,162 +66,231 @@ def load_data(name: str, budget: Budget) -> dict[str, Dataset]:
         data = Dataset.from_dict({"image": list(images), "label": labels.tolist()}, features=features)
         splits = {"train": data.select(range(1437)), "test": data.select(range(1437, 1797))}  # other writers
     else:
-        splits = load_source(HUB[name])
+        splits = load_source(source or HUB[name])
     return {
-        split: splits[split].select(range(min(count, len(splits[split]))))
+        split: splits[split].select(range(min(count or len(splits[split]), len(splits[split]))))
         for split, count in (("train", budget.train), ("test", budget.test))
     }
 
 
-def encoder_of(row: Row, budget: Budget, key: SecretKey):
-    """The row's encoder at the budget's sizes; None for plain images."""
+class Prepare:
+    """Rows of a dataset -> {"images": uint8 RGB (S, S, 3), "label"}, for `with_transform`; plain, and maybe cropped."""
+
+    def __init__(self, split: Dataset, image_size: int, augment: str = ""):
+        self.columns = find_columns(split.features, None, None)
+        self.config, self.augment = EncoderConfig(image_size=image_size, patch_size=8), augment
+
+    def __call__(self, rows: dict[str, list]) -> dict[str, list]:
+        crop = {"": lambda image: image, "resized crop": resized_crop, "shift and flip": shift_and_flip}[self.augment]
+        images = [prepare(crop(to_rgb(image)), self.config) for image in rows[self.columns.image]]
+        return {"images": images, "label": rows[self.columns.label]}
+
+
+def resized_crop(image):
+    """5 to 100 % of the area at a ratio of 3:4 to 4:3, as torchvision's RandomResizedCrop; the whole if none fits."""
+    width, height = image.size
+    for _ in range(10):
+        area, ratio = torch.rand(()) * 0.95 + 0.05, torch.exp((2 * torch.rand(()) - 1) * np.log(4 / 3))
+        w, h = (round(float((width * height * area * x) ** 0.5)) for x in (ratio, 1 / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = (int(torch.randint(0, free + 1, ())) for free in (width - w, height - h))
+            return image.crop((left, top, left + w, top + h))
+    return image
+
+
+def shift_and_flip(image):
+    """Moved by up to an eighth of its sides, black outside, half of them mirrored."""
+    width, height = image.size
+    left, top = (int(torch.randint(-(side // 8), side // 8 + 1, ())) for side in image.size)
+    image = image.crop((left, top, left + width, top + height))
+    return image.transpose(0) if torch.rand(()) < 0.5 else image  # 0: left to right
+
+
+# ------------------------------------------------------------------------------------------------- encoders and models
+
+
+def encoder_of(row: Row, budget: Budget, key: SecretKey, width: int) -> Encoder | None:
+    """The row's encoder at the budget's sizes, None for plain images; `width`: of the ViT's tokens."""
     if row.scheme is None:
         return None
-    sizes = {"image_size": budget.image_size}
+    sizes = {"image_size": budget.size_for(row)}
     if row.model == "vit":
         sizes["patch_size"] = budget.patch_size
     if row.scheme == "neuracrypt":
-        sizes["width"] = budget.width
-    return load_encoder(make_config(row.scheme, sizes | row.options), key)
+        sizes["width"] = width
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="batch_norm batch")  # the table has a column for it
+        return load_encoder(make_config(row.scheme, sizes | row.options), key, DEVICE)
 
 
-def new_model(row: Row, budget: Budget, labels: list[str], record: Record | None):
-    if row.model == "vit":
-        config = ViTConfig(
-            image_size=budget.image_size, patch_size=budget.patch_size, hidden_size=budget.width,
-            num_hidden_layers=budget.layers, num_attention_heads=budget.width // 32, intermediate_size=4 * budget.width,
+def vit_config(name: str | None, budget: Budget):
+    """The config of the ViT to fine-tune, or of a small one to train from random weights."""
+    if name is None:
+        return ViTConfig(
+            image_size=budget.image_size, patch_size=budget.patch_size, hidden_size=64, num_hidden_layers=2,
+            num_attention_heads=2, intermediate_size=256,
         )  # fmt: skip
+    config = load_model_config(name)
+    if budget.original_vit:
+        config.hidden_dropout_prob, config.layer_norm_eps = 0.1, 1e-6
+    return config
+
+
+def new_model(row: Row, budget: Budget, name: str | None, labels: list[str], encoder: Encoder | None):
+    """A model for the row; of the pre-trained ViT `name` where it is a ViT."""
+    if row.model == "vit":
+        config = vit_config(name, budget)
     elif row.model == "shakedrop":
-        config = ShakeDropConfig(image_size=budget.image_size, **budget.pyramid)
+        config = ShakeDropConfig(**budget.pyramid)
     else:
-        config = AdaptNetShakeDropConfig(image_size=budget.image_size, adaptation=row.model, **budget.pyramid)
+        config = AdaptNetShakeDropConfig(adaptation=row.model, **budget.pyramid)
+    records = [Record(encoder.config, encoder.key.id)] if encoder else []
     with tempfile.TemporaryDirectory() as folder:
         config.save_pretrained(folder)
-        return training.load_model(None, folder, labels, budget.image_size, [record] if record else [])
+        pretrained = name if row.model == "vit" else None
+        model = load_model(pretrained, folder, labels, budget.size_for(row), records)
+    if row.model == "vit" and budget.original_vit:
+        nn.init.zeros_(model.classifier.weight)
+    if row.adapted:
+        adapt(model, encoder)
+    return model
 
 
-def neighbours(encoder, data: Dataset, column: str) -> float:
+class OnCiphertexts(nn.Module):
+    """A model behind an encoder, as the originals trained; with encoder None, a model of plain images."""
+
+    def __init__(self, model: PreTrainedModel, encoder: Encoder | None):
+        super().__init__()
+        self.model, self.encoder = model, encoder
+
+    def forward(self, images: torch.Tensor, labels: torch.Tensor):
+        """uint8 (B, S, S, 3), int64 (B,) -> loss and logits."""
+        pixels = images.permute(0, 3, 1, 2)
+        if self.encoder is not None:
+            with torch.autocast(images.device.type, enabled=False):  # float32 schemes are to stay float32
+                pixels = self.encoder.encrypt(pixels)
+        if pixels.dtype == torch.uint8:
+            pixels = pixels.float() / 127.5 - 1
+        return self.model(pixel_values=pixels, labels=labels)
+
+
+# ---------------------------------------------------------------------------------------------------------- training
+
+
+def optimizer_and_schedule(recipe: Recipe, model: PreTrainedModel, pretrained: bool) -> tuple:
+    """SGD with momentum or AdamW, with warm-up; then tenths at the recipe's milestones, or a cosine to 0."""
+    if recipe.optimizer == "sgd":
+        optimizer = torch.optim.SGD(
+            model.parameters(), recipe.learning_rate, momentum=0.9, nesterov=recipe.nesterov, weight_decay=5e-4
+        )
+    else:
+        args = TrainingArguments("unused", learning_rate=recipe.learning_rate, weight_decay=0.05, report_to="none")
+        cls, options = recipes.optimizer_of("neuracrypt", args, model, pretrained)
+        parameters = options.pop("params", model.parameters())
+        optimizer = cls(parameters, **options)
+    if recipe.milestones:
+        return optimizer, torch.optim.lr_scheduler.MultiStepLR(optimizer, recipe.milestones, 0.1)
+    return optimizer, transformers.get_cosine_schedule_with_warmup(optimizer, recipe.warmup, recipe.steps)
+
+
+def run(row: Row, budget: Budget, data: dict[str, Dataset], name: str | None, seed: int) -> dict:
+    """Encrypt, train, test."""
+    start, recipe = time.perf_counter(), budget.recipe_for(row)
+    width, size = vit_config(name, budget).hidden_size, budget.size_for(row)
+    set_seed(seed)
+    encoder = encoder_of(row, budget, SecretKey.generate(), width)
+    labels = data["train"].features[find_columns(data["train"].features, None, None).label].names
+    model = new_model(row, budget, name, labels, encoder)
+    learner = OnCiphertexts(model, encoder)
+    test = data["test"].with_transform(Prepare(data["test"], size))
+    device_batch = min(recipe.batch_size, DEVICE_BATCH)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(
+            model=learner,
+            train_dataset=data["train"].with_transform(Prepare(data["train"], size, recipe.augment)),
+            eval_dataset=test,
+            compute_metrics=compute_accuracy,
+            optimizers=optimizer_and_schedule(recipe, model, name is not None),
+            args=TrainingArguments(
+                folder, max_steps=recipe.steps, per_device_train_batch_size=device_batch, seed=seed,
+                gradient_accumulation_steps=recipe.batch_size // device_batch, per_device_eval_batch_size=64,
+                eval_strategy="steps", eval_steps=budget.eval_steps, max_grad_norm=recipe.clip, bf16=budget.bf16,
+                report_to="none", save_strategy="no", logging_strategy="no", remove_unused_columns=False,
+                dataloader_num_workers=budget.workers, use_cpu=DEVICE == "cpu",
+                dataloader_pin_memory=DEVICE == "cuda",
+            ),
+        )  # fmt: skip
+        trainer.train()
+        seen = [100 * entry["eval_accuracy"] for entry in trainer.state.log_history if "eval_accuracy" in entry]
+        result = {"accuracy": seen[-1], "best_on_test": max(seen), "wrong_key": None, "neighbours": None}
+        if encoder is not None:
+            result["neighbours"] = neighbours(encoder, np.stack(test[:16]["images"]))
+            learner.encoder = encoder_of(row, budget, SecretKey.generate(), width)
+            result["wrong_key"] = 100 * trainer.evaluate()["eval_accuracy"]
+    return result | {"parameters": model.num_parameters(), "seconds": round(time.perf_counter() - start)}
+
+
+def neighbours(encoder: Encoder, images: np.ndarray) -> float:
     """How far ciphertexts of images encrypted alone are from those in a batch, in standard deviations of the latter."""
-    plain = np.stack([prepare(image, encoder.config) for image in data[column][:16]])
-    images = torch.from_numpy(plain).permute(0, 3, 1, 2)
+    images = torch.from_numpy(images).permute(0, 3, 1, 2)
     together = encoder.encrypt(images).float()
     alone = torch.cat([encoder.encrypt(image[None]) for image in images]).float()
     return float((alone - together).square().mean().sqrt() / together.std())
 
 
-def run(row: Row, budget: Budget, data: dict[str, Dataset], seed: int) -> dict:
-    """Encrypt, train, test once."""
-    start, key = time.perf_counter(), SecretKey.generate()
-    set_seed(seed)
-    encoder, plain = encoder_of(row, budget, key), row.scheme is None
-    encrypted = data if plain else {name: encrypt_dataset(split, encoder) for name, split in data.items()}
-    columns = find_columns(encrypted["train"].features, None, None)
-    record = None if plain else Record(encoder.config, key.id)
-    model = new_model(row, budget, encrypted["train"].features[columns.label].names, record)
-    seconds = {"encrypt": time.perf_counter() - start}
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(
-            model=model,
-            train_dataset=training.undecoded(encrypted["train"], columns),
-            data_collator=training.Collator(columns, budget.image_size, plain),
-            compute_metrics=training.compute_accuracy,
-            args=TrainingArguments(
-                folder, max_steps=budget.steps, per_device_train_batch_size=budget.batch_size, seed=seed,
-                per_device_eval_batch_size=64, learning_rate=1e-3, warmup_steps=budget.steps // 10,
-                lr_scheduler_type="cosine", max_grad_norm=1.0, report_to="none", save_strategy="no",
-                remove_unused_columns=False, disable_tqdm=True, dataloader_pin_memory=torch.cuda.is_available(),
-            ),
-        )  # fmt: skip
-        trainer.train()
-
-        def accuracy(split: Dataset) -> float:
-            return 100 * trainer.evaluate(training.undecoded(split, columns))["eval_accuracy"]
-
-        result = {"accuracy": accuracy(encrypted["test"]), "wrong_key": None, "neighbours": None}
-        if not plain:
-            other = encoder_of(row, budget, SecretKey.generate())
-            result["wrong_key"] = accuracy(encrypt_dataset(data["test"], other))
-            result["neighbours"] = neighbours(
-                encoder, data["test"], find_columns(data["test"].features, None, None).image
-            )
-    seconds["all"] = time.perf_counter() - start
-    return result | {"parameters": model.num_parameters(), "seconds": {k: round(v, 1) for k, v in seconds.items()}}
+# --------------------------------------------------------------------------------------------------------------- main
 
 
-def report(output: Path, dataset: str, budget: str, names: list[str], results: dict[str, list[dict]]) -> str:
-    """table.json, table.md and table.png from the results of each row's seeds; returns the Markdown."""
-    lines = [f"{dataset}, budget {budget}: {dataclasses.asdict(BUDGETS[budget])}", ""]
-    lines += ["| system | model | accuracy % | under a wrong key % | neighbours | published % | source |"]
-    lines += ["|---|---|---|---|---|---|---|"]
-    for name in names:
-        row, runs = ROWS[name], results[name]
-        cells = [_figure([run[column] for run in runs]) for column in ("accuracy", "wrong_key", "neighbours")]
-        published = f"{row.published[dataset]:.2f}" if dataset in row.published else ""
-        lines.append(
-            f"| {name} | {row.model} | {' | '.join(cells)} | {published} | {row.source if published else ''} |"
-        )
-    text = "\n".join(lines) + "\n"
-    environment = {"python": platform.python_version(), "machine": platform.machine(), "torch": torch.__version__}
-    environment |= {"transformers": transformers.__version__, "datasets": datasets.__version__}
-    content = {"dataset": dataset, "budget": budget, "environment": environment, "rows": results}
-    (output / "table.json").write_text(json.dumps(content, indent=2) + "\n")
-    (output / "table.md").write_text(text)
-    _chart(output / "table.png", dataset, names, results)
-    return text
+def new_table(dataset: str, budget: str, model: str | None) -> dict:
+    """What the output file holds before the first row."""
+    versions = {module.__name__: module.__version__ for module in (torch, transformers, datasets)}
+    device = (
+        torch.cuda.get_device_name() if DEVICE == "cuda" else f"{platform.machine()}, {torch.get_num_threads()} cores"
+    )
+    environment = {"python": platform.python_version(), "device": device, **versions}
+    pretrained = load_model_config(model).to_dict() if model else None
+    name = model if model is None or not Path(model).exists() else Path(model).resolve().name
+    sizes = pretrained and {key: pretrained.get(key) for key in ("hidden_size", "num_hidden_layers", "patch_size")}
+    settings = {"dataset": dataset, "budget": budget, "vit": name, "vit_sizes": sizes, **asdict(BUDGETS[budget])}
+    return {"settings": json.loads(json.dumps(settings)), "environment": environment, "rows": {}}
 
 
-def _figure(values: list[float | None]) -> str:
-    if None in values:
-        return ""
-    return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
-
-
-def _chart(path: Path, dataset: str, names: list[str], results: dict[str, list[dict]]) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(9, 0.5 * len(names) + 1.2), layout="constrained")
-    places = np.arange(len(names))
-    axes.barh(places - 0.2, [mean(run["accuracy"] for run in results[name]) for name in names], 0.4, label="here")
-    published = [ROWS[name].published.get(dataset, 0) for name in names]
-    axes.barh(places + 0.2, published, 0.4, label="published", color="lightgrey")
-    axes.set(yticks=places, yticklabels=names, xlim=(0, 100), xlabel=f"accuracy on {dataset}, %")
-    axes.invert_yaxis()
-    axes.legend(loc="lower right")
-    figure.savefig(path, dpi=120)
+def save(path: Path, table: dict) -> None:
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(table, indent=1) + "\n")
+    part.replace(path)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, help="folder for results and table")
-    parser.add_argument("--dataset", choices=["digits", *HUB], default="digits", help="digits need no download")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file; a .md and a .png are written beside it")
+    parser.add_argument("--dataset", choices=["digits", *HUB], default="digits", help="digits come with scikit-learn")
+    parser.add_argument("--source", help="a local copy of the dataset; default: its Hub repository")
     parser.add_argument("--budget", choices=BUDGETS, default="smoke")
+    parser.add_argument("--model", help="pre-trained ViT, folder or Hub id; default: the budget's")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1])
+    parser.add_argument("--seeds", type=int, default=1, help="how many, from 1 on")
     args = parser.parse_args()
-    datasets.disable_caching()
+    if args.output.suffix != ".json":
+        raise NeuraCryptError(f"{args.output}: the output is a .json file")
     datasets.disable_progress_bars()
     transformers.logging.set_verbosity_error()
-    warnings.filterwarnings("ignore", message="batch_norm batch")
-    budget, results = BUDGETS[args.budget], {}
-    data = load_data(args.dataset, budget)
-    settings = {"dataset": args.dataset, "budget": args.budget, **dataclasses.asdict(budget)}
-    (args.output / "results").mkdir(parents=True, exist_ok=True)
-    for name in args.rows:
-        results[name] = []
-        for seed in args.seeds:
-            path = args.output / "results" / f"{name}-{seed}.json"
-            if not path.exists():
-                path.write_text(
-                    json.dumps({"settings": settings, **run(ROWS[name], budget, data, seed)}, indent=2) + "\n"
-                )
-            result = json.loads(path.read_text())
-            if result["settings"] != settings:
-                raise NeuraCryptError(f"{path} is of another dataset or budget: choose another --output")
-            results[name].append(result)
-    print(report(args.output, args.dataset, args.budget, args.rows, results))
+    budget, model = BUDGETS[args.budget], args.model or BUDGETS[args.budget].pretrained
+    table = new_table(args.dataset, args.budget, model)
+    if args.output.exists():
+        held = json.loads(args.output.read_text())
+        if held["settings"] != table["settings"]:
+            raise NeuraCryptError(f"{args.output} is of another dataset, model or budget: choose another --output")
+        table = held
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    todo = [(seed, name) for seed in range(1, args.seeds + 1) for name in args.rows]
+    todo = [(seed, name) for seed, name in todo if str(seed) not in table["rows"].get(name, {})]
+    data = load_data(args.dataset, args.source, budget) if todo else {}
+    for seed, name in (bar := tqdm(todo, unit="row")):
+        bar.set_description(f"{name}, seed {seed}")
+        table["rows"].setdefault(name, {})[str(seed)] = run(ROWS[name], budget, data, model, seed)
+        save(args.output, table)
+    print(report(args.output, table))
 
 
 if __name__ == "__main__":

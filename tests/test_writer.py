@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -90,6 +91,40 @@ def test_crash_while_completing_is_no_loss(step, finished, small_encoder, tmp_pa
         write(tmp_path / "encrypted", small_encoder)
     monkeypatch.undo()
     assert store.is_unfinished(tmp_path / "encrypted")
+    write(tmp_path / "encrypted", small_encoder)
+    assert digests(tmp_path / "encrypted") == digests(finished)
+
+
+@pytest.mark.parametrize("name", ["dataset_info.json", "state.json", "dataset_dict.json", store.MANIFEST])
+def test_a_kill_inside_a_write_leaves_nothing_behind(name, finished, small_encoder, tmp_path, monkeypatch):
+    """SIGKILL between writing a small file and giving it its name; the next run is another process."""
+    replace = os.replace
+
+    def killed(temporary, path):
+        if path.name == name:
+            raise KeyboardInterrupt
+        replace(temporary, path)
+
+    monkeypatch.setattr(store.os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "encrypted", small_encoder)
+    monkeypatch.undo()
+    monkeypatch.setattr(store.os, "getpid", lambda: 1)
+    write(tmp_path / "encrypted", small_encoder)
+    assert digests(tmp_path / "encrypted") == digests(finished) and not problems(tmp_path / "encrypted")
+
+
+def test_two_ranks_that_complete_at_the_same_moment(finished, small_encoder, tmp_path, monkeypatch):
+    """The slower one finds the folder complete and its scratch gone."""
+
+    def overtaken(path, text, scratch=None):
+        if path.name == store.MANIFEST:
+            store.write_whole(path, text, scratch)
+            (scratch / store.JOB).unlink()
+            shutil.rmtree(scratch)
+        store.write_whole(path, text, scratch)
+
+    monkeypatch.setattr(writer, "write_whole", overtaken)
     write(tmp_path / "encrypted", small_encoder)
     assert digests(tmp_path / "encrypted") == digests(finished)
 
