@@ -7,8 +7,8 @@ Budgets: `smoke` shows in a few minutes that every row runs (random weights, sma
 px, hours) and `gpu` (all images, 224 px) fine-tune a pre-trained ViT-Tiny, `paper` is the published recipe with
 ViT-B/16 and the full PyramidNet, for a large GPU. Each row encrypts under a new key of its own, in front of the model
 and after any augmentation, as the originals did, and is judged after its last step; how good it would have looked had
-the step been chosen on the test set is reported apart. Another key gives the accuracy under a wrong key; "neighbours" is
-how far a ciphertext moves when its image is encrypted alone instead of in a batch, in standard deviations. What the
+the step been chosen on the test set is reported apart. Another key gives the accuracy under a wrong key. "neighbours"
+is how far a ciphertext moves when its image is encrypted alone instead of in a batch, in standard deviations. What the
 output file holds already is not run again.
 """
 
@@ -30,7 +30,8 @@ from reproduce_table1_report import report
 from reproduce_table1_rows import BUDGETS, ROWS, Budget, Recipe, Row
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, Trainer, TrainingArguments, ViTConfig, set_seed
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, ViTConfig, set_seed
+from transformers.trainer_callback import PrinterCallback
 
 from hf_neuracrypt import SecretKey, load_encoder, recipes
 from hf_neuracrypt.adaptation import adapt
@@ -193,7 +194,17 @@ def optimizer_and_schedule(recipe: Recipe, model: PreTrainedModel, pretrained: b
     return optimizer, transformers.get_cosine_schedule_with_warmup(optimizer, recipe.warmup, recipe.steps)
 
 
-def run(row: Row, budget: Budget, data: dict[str, Dataset], name: str | None, seed: int) -> dict:
+class Progress(TrainerCallback):
+    """Moves a bar along with the training steps of all rows, in place of Trainer's own output."""
+
+    def __init__(self, bar: tqdm):
+        self.bar = bar
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.bar.update()
+
+
+def run(row: Row, budget: Budget, data: dict[str, Dataset], name: str | None, seed: int, bar: tqdm) -> dict:
     """Encrypt, train, test."""
     start, recipe = time.perf_counter(), budget.recipe_for(row)
     width, size = vit_config(name, budget).hidden_size, budget.size_for(row)
@@ -210,16 +221,19 @@ def run(row: Row, budget: Budget, data: dict[str, Dataset], name: str | None, se
             train_dataset=data["train"].with_transform(Prepare(data["train"], size, recipe.augment)),
             eval_dataset=test,
             compute_metrics=compute_accuracy,
+            callbacks=[Progress(bar)],
             optimizers=optimizer_and_schedule(recipe, model, name is not None),
             args=TrainingArguments(
                 folder, max_steps=recipe.steps, per_device_train_batch_size=device_batch, seed=seed,
                 gradient_accumulation_steps=recipe.batch_size // device_batch, per_device_eval_batch_size=64,
                 eval_strategy="steps", eval_steps=budget.eval_steps, max_grad_norm=recipe.clip, bf16=budget.bf16,
-                report_to="none", save_strategy="no", logging_strategy="no", remove_unused_columns=False,
+                report_to="none", save_strategy="no", logging_strategy="no", disable_tqdm=True,
+                remove_unused_columns=False,
                 dataloader_num_workers=budget.workers, use_cpu=DEVICE == "cpu",
                 dataloader_pin_memory=DEVICE == "cuda",
             ),
         )  # fmt: skip
+        trainer.remove_callback(PrinterCallback)
         trainer.train()
         seen = [100 * entry["eval_accuracy"] for entry in trainer.state.log_history if "eval_accuracy" in entry]
         result = {"accuracy": seen[-1], "best_on_test": max(seen), "wrong_key": None, "neighbours": None}
@@ -286,10 +300,12 @@ def main() -> None:
     todo = [(seed, name) for seed in range(1, args.seeds + 1) for name in args.rows]
     todo = [(seed, name) for seed, name in todo if str(seed) not in table["rows"].get(name, {})]
     data = load_data(args.dataset, args.source, budget) if todo else {}
-    for seed, name in (bar := tqdm(todo, unit="row")):
-        bar.set_description(f"{name}, seed {seed}")
-        table["rows"].setdefault(name, {})[str(seed)] = run(ROWS[name], budget, data, model, seed)
-        save(args.output, table)
+    steps = sum(budget.recipe_for(ROWS[name]).steps for _, name in todo)
+    with tqdm(total=steps, unit="step", disable=not todo) as bar:
+        for seed, name in todo:
+            bar.set_description(f"{name}, seed {seed}")
+            table["rows"].setdefault(name, {})[str(seed)] = run(ROWS[name], budget, data, model, seed, bar)
+            save(args.output, table)
     print(report(args.output, table))
 
 
