@@ -85,10 +85,9 @@ def order(dataset: str, results: dict[str, list[dict]]) -> list[str]:
     ]
     if not pairs:
         return []
-    alike = (
-        f"Of {len(pairs)} pairs of rows that the publications order, {len(pairs) - len(turned)} are in that order here."
-    )
-    return [alike + (f" Not so: {'; '.join(turned)}." if turned else "")]
+    count = f"{len(pairs)} pair{'s' * (len(pairs) > 1)}"
+    sentence = f"Rows that the publications order: {count}; in that order here: {len(pairs) - len(turned)}."
+    return [sentence + (f" Not so: {'; '.join(turned)}." if turned else "")]
 
 
 def draw(path: Path, dataset: str, results: dict[str, list[dict]]) -> None:

@@ -1,27 +1,35 @@
-"""The table script: rows of both kinds of ciphertext end to end at a tiny size, resumed, and reported."""
+"""The table script: rows of every kind of model end to end at a tiny size, resumed, and reported."""
 
-import importlib.util
+import dataclasses
+import importlib
 import json
 import sys
 
-import datasets
+import numpy as np
 import pytest
+import torch
+from PIL import Image as PILImage
 
 from hf_neuracrypt.errors import NeuraCryptError
 from tests.conftest import ROOT
+
+
+RUN = {"accuracy": 50.0, "best_on_test": 55.0, "wrong_key": 10.0, "neighbours": 0.0, "parameters": 1, "seconds": 3}
 
 
 @pytest.fixture
 def table(monkeypatch):
     pytest.importorskip("sklearn")
     pytest.importorskip("matplotlib")
-    spec = importlib.util.spec_from_file_location("reproduce_table1", ROOT / "scripts" / "reproduce_table1.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    module.BUDGETS["smoke"] = module.Budget(16, 8, 2, 8, 32, 8, 32, 1, {"depth": 8, "widening": 6})
-    yield module
-    datasets.enable_caching()  # which the script turns off for its process
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    module = importlib.import_module("reproduce_table1")
+    recipe = module.Recipe(2, 8, "sgd", 0.1, 1)
+    tiny = {"train": 16, "test": 8, "pyramid": {"depth": 8, "widening": 6}, "eval_steps": 1, "shakedrop_recipe": recipe}
+    recipe = dataclasses.replace(recipe, optimizer="adamw")
+    monkeypatch.setitem(
+        module.BUDGETS, "smoke", dataclasses.replace(module.BUDGETS["smoke"], **tiny, vit_recipe=recipe)
+    )
+    return module
 
 
 def call(table, monkeypatch, *words: object) -> None:
@@ -30,29 +38,77 @@ def call(table, monkeypatch, *words: object) -> None:
 
 
 def test_rows_resume_and_report(table, monkeypatch, tmp_path, capsys):
-    rows = ("--output", tmp_path, "--rows", "plain-vit", "neuracrypt", "etc")
+    output = tmp_path / "new" / "table.json"
+    rows = ("--output", output, "--rows", "plain-vit", "neuracrypt", "etc", "vit-blockwise-adapted")
     call(table, monkeypatch, *rows)
-    results = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "results").iterdir()}
-    assert set(results) == {"plain-vit-1", "neuracrypt-1", "etc-1"}
-    assert results["plain-vit-1"]["wrong_key"] is None and results["etc-1"]["neighbours"] == 0
-    assert results["neuracrypt-1"]["neighbours"] < 1e-4
-    assert all(0 <= result["accuracy"] <= 100 and result["seconds"]["all"] > 0 for result in results.values())
+    held = json.loads(output.read_text())
+    results = {name: runs["1"] for name, runs in held["rows"].items()}
+    assert set(results) == {"plain-vit", "neuracrypt", "etc", "vit-blockwise-adapted"}
+    assert results["plain-vit"]["wrong_key"] is None and results["etc"]["neighbours"] == 0
+    assert results["neuracrypt"]["neighbours"] > 0.01, "as published, a ciphertext depends on its neighbours"
+    for result in results.values():
+        assert 0 <= result["accuracy"] <= result["best_on_test"] <= 100
 
-    path = tmp_path / "results" / "etc-1.json"
-    path.write_text(json.dumps(results["etc-1"] | {"accuracy": 12.5}))
+    held["rows"]["etc"]["1"]["accuracy"] = 12.5
+    output.write_text(json.dumps(held))
     capsys.readouterr()
     monkeypatch.setattr(table, "run", None)  # nothing is done again
     call(table, monkeypatch, *rows)
-    assert "| etc | ele | 12.50 |" in capsys.readouterr().out
-    assert "| etc | ele | 12." in (tmp_path / "table.md").read_text() and (tmp_path / "table.png").stat().st_size > 1000
-    assert json.loads((tmp_path / "table.json").read_text())["rows"]["etc"][0]["accuracy"] == 12.5
+    assert "| etc | ELE-AdaptNet, ShakeDrop-8 | 12.5 |" in capsys.readouterr().out
+    assert "| 12.5 |" in output.with_suffix(".md").read_text()
+    assert output.with_suffix(".png").stat().st_size > 1000
+    with pytest.raises(NeuraCryptError, match="another dataset, model or budget"):
+        call(table, monkeypatch, *rows, "--dataset", "mnist")
 
-    with pytest.raises(NeuraCryptError, match="another dataset or budget"):
-        call(table, monkeypatch, *rows, "--budget", "cpu")
+
+def test_a_pretrained_vit_and_the_original_settings(table, vit_config, tmp_path):
+    """The layers of the model that is named are fine-tuned; `paper` has dropout, epsilon and head of the original."""
+    from transformers import ViTConfig, ViTForImageClassification
+
+    body = ViTForImageClassification(ViTConfig.from_pretrained(vit_config))
+    body.save_pretrained(tmp_path / "body")
+    budget = dataclasses.replace(table.BUDGETS["smoke"], original_vit=True)
+    name, labels = str(tmp_path / "body"), ["a", "b"]
+    model = table.new_model(table.ROWS["plain-vit"], budget, name, labels, None)
+    torch.testing.assert_close(model.base_model.layernorm.weight, body.base_model.layernorm.weight)
+    query = "layers.0.attention.q_proj.weight"
+    torch.testing.assert_close(model.base_model.get_parameter(query), body.base_model.get_parameter(query))
+    assert model.config.hidden_dropout_prob == 0.1 and model.config.layer_norm_eps == 1e-6
+    assert not model.classifier.weight.any()
+    usual = table.new_model(table.ROWS["plain-vit"], table.BUDGETS["smoke"], name, labels, None)
+    assert usual.config.hidden_dropout_prob == 0 and usual.classifier.weight.any()
 
 
-def test_published_figures_are_shown_for_their_dataset_only(table, tmp_path):
-    run = {"accuracy": 50.0, "wrong_key": 10.0, "neighbours": 0.0}
-    text = table.report(tmp_path, "cifar10", "smoke", ["ele"], {"ele": [run, run | {"accuracy": 52.0}]})
-    assert "| ele | ele | 51.00 ± 1.41 | 10.00 ± 0.00 | 0.00 ± 0.00 | 83.06 | Madono" in text
-    assert "83.06" not in table.report(tmp_path, "mnist", "smoke", ["ele"], {"ele": [run]})
+def test_augmentation_is_before_encryption_and_of_the_published_kind(table):
+    gradient = np.broadcast_to(np.arange(64, dtype=np.uint8)[:, None, None], (64, 64, 3))  # rows grow downwards
+    image = PILImage.fromarray(np.ascontiguousarray(gradient))
+    torch.manual_seed(0)
+    areas = []
+    for _ in range(200):
+        width, height = table.resized_crop(image).size
+        areas.append(width * height / 64**2)
+        assert 0.7 < width / height < 1.43 or width * height < 500  # small sides are rounded
+    assert min(areas) < 0.15 and max(areas) > 0.85 and 0.04 < min(areas)
+    ramp = PILImage.fromarray(np.ascontiguousarray(gradient.transpose(1, 0, 2) + 64))  # grows to the right
+    seen = [np.asarray(table.shift_and_flip(ramp)) for _ in range(50)]
+    assert {array.shape for array in seen} == {(64, 64, 3)}
+    assert {bool(array[32, 40, 0] > array[32, 24, 0]) for array in seen} == {True, False}, "mirrored or not"
+    assert len({array.tobytes() for array in seen}) > 20, "moved"
+
+
+def test_published_figures_and_their_order(table, tmp_path):
+    settings = json.loads(json.dumps(table.new_table("cifar10", "smoke", None)["settings"]))
+
+    def text(dataset: str, **accuracies: float) -> str:
+        rows = {
+            name: {"1": RUN | {"accuracy": value}, "2": RUN | {"accuracy": value + 2}}
+            for name, value in accuracies.items()
+        }
+        held = {"settings": settings | {"dataset": dataset}, "environment": {"python": "3"}, "rows": rows}
+        return table.report(tmp_path / "t.json", held)
+
+    shown = text("cifar10", ele=50, le=40)
+    assert "| ele | ELE-AdaptNet, ShakeDrop-8 | 51.0 ± 1.4 | 55.0 ± 0.0 | 10.0 ± 0.0 | 0.000 ± 0.000 | 83.06 |" in shown
+    assert "1 pair; in that order here: 0. Not so: ele 51.0 is above le 41.0." in shown
+    assert "in that order here: 1.\n" in text("cifar10", ele=30, le=40)
+    assert "83.06" not in text("mnist", ele=50)
