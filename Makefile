@@ -1,13 +1,14 @@
 VENV ?= .venv
 PYTHON ?= python3
+JOBS ?= 2
 
 .PHONY: demo test lint format bench
 
 demo: $(VENV)/installed  ## key, encryption, training, queries, on real digits: a few minutes on a CPU
 	$(VENV)/bin/python scripts/walkthrough.py --output demo
 
-test: $(VENV)/installed  ## the whole test suite
-	$(VENV)/bin/python -m pytest
+test: $(VENV)/installed  ## the whole test suite, JOBS files at a time
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses $(JOBS) --dist loadfile
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .
