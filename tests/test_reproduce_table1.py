@@ -11,7 +11,7 @@ import torch
 from PIL import Image as PILImage
 
 from hf_neuracrypt.errors import NeuraCryptError
-from tests.conftest import ROOT
+from tests.conftest import ROOT, make_images
 
 
 RUN = {"accuracy": 50.0, "best_on_test": 55.0, "wrong_key": 10.0, "neighbours": 0.0, "parameters": 1, "seconds": 3}
@@ -112,3 +112,17 @@ def test_published_figures_and_their_order(table, tmp_path):
     assert "1 pair; in that order here: 0. Not so: ele 51.0 is above le 41.0." in shown
     assert "in that order here: 1.\n" in text("cifar10", ele=30, le=40)
     assert "83.06" not in text("mnist", ele=50)
+
+
+def test_ciphertexts_do_not_depend_on_the_precision_of_training(table, insecure_key):
+    row = table.ROWS["color-neuracrypt-float"]
+    encoder = table.encoder_of(row, table.BUDGETS["smoke"], insecure_key, 64)
+
+    class Seen(torch.nn.Module):
+        def forward(self, pixel_values, labels):
+            return pixel_values
+
+    images = torch.from_numpy(make_images(4, 32))
+    expected = encoder.encrypt(images.permute(0, 3, 1, 2)).float() / 127.5 - 1
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(table.OnCiphertexts(Seen(), encoder)(images, None), expected)
