@@ -26,6 +26,7 @@ from hf_neuracrypt.dataset import EncryptRows, make_plan
 from hf_neuracrypt.encoders import load_encoder
 from hf_neuracrypt.keys import SecretKey
 from hf_neuracrypt.writer import Job
+from tests.loopback_hub import LoopbackHub
 
 
 ROOT = Path(__file__).parent.parent
@@ -196,3 +197,55 @@ def pixels(dataset) -> np.ndarray:
 
 def stream_of(dataset, shards: int = 1) -> IterableDataset:
     return dataset.to_iterable_dataset(num_shards=shards)
+
+
+# ------------------------------------------------------------------------------------------------- two owners and a Hub
+
+
+@pytest.fixture(scope="session")
+def owners(tmp_path_factory):
+    """Two owners: their keys, one source, two encrypted folders of several shards; a config of a tiny ViT."""
+    folder = tmp_path_factory.mktemp("hub")
+    plain = DatasetDict({"train": make_dataset(300), "test": make_dataset(30, seed=1)})
+    plain.save_to_disk(str(folder / "plain"))
+    for owner in ("one", "two"):
+        SecretKey.generate().save(folder / f"{owner}.key")
+        encrypt = command(
+            "encrypt", "--dataset", folder / "plain", "--key-file", folder / f"{owner}.key", "--output", folder / owner,
+            "--shard-size", 1, *SMALL_FLAGS,
+        )  # fmt: skip
+        assert encrypt.returncode == 0, encrypt.stderr
+    (folder / "vit").mkdir()
+    (folder / "vit" / "config.json").write_text(json.dumps(TINY_VIT))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def published(owners):
+    """A Hub that holds the first owner's images as owner/photos."""
+    with LoopbackHub() as hub:
+        result = push(hub, owners, "one", "owner/photos", "--key-file", owners / "one.key")
+        assert result.returncode == 0, result.stderr
+        yield hub
+
+
+@pytest.fixture
+def hub():
+    with LoopbackHub() as hub:
+        yield hub
+
+
+def push(hub, owners, folder, repo, *words, token="hf_owner"):
+    return command("push", owners / folder, repo, *words, **hub.environment(owners / "home", token))
+
+
+def python(hub, code, home, token="hf_owner"):
+    """Run code that a user might write; returns what it prints."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | hub.environment(home, token)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env=environment)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def key_id(path):
+    return SecretKey.load(path).id
