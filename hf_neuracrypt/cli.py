@@ -9,13 +9,15 @@ from typing import Annotated
 
 import typer
 
+from hf_neuracrypt import __version__
 from hf_neuracrypt.errors import DatasetError, KeyFileError, KeyMismatchError, NeuraCryptError, fail, one_line_errors
+from hf_neuracrypt.schemes import SCHEMES
 
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
-    help="Encrypt image datasets with a secret key, so that a cloud can train a stock Vision Transformer on them. "
-    "It hides pictures from people; it is not confidentiality against a capable attacker (see README).",
+    add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    context_settings={"max_content_width": 100},
+    epilog="First steps: keygen, encrypt, audit, push. Each command's --help has an example.",
 )  # fmt: skip
 
 KeyFile = Annotated[Path, typer.Option(envvar="NEURACRYPT_KEY_FILE", help="The secret key file, made by `keygen`.")]
@@ -32,6 +34,24 @@ class OnError(StrEnum):
     skip = "skip"
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def program(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Encrypt image datasets with a secret key, so that a cloud can train a stock Vision Transformer on them.
+
+    It hides pictures from people; it is not confidentiality against a capable attacker (see SECURITY.md).
+    """
+
+
 @app.command()
 def keygen(
     path: Annotated[Path, typer.Argument(help="The new key file. It is never overwritten.")],
@@ -40,7 +60,9 @@ def keygen(
 ) -> None:
     """Make a secret key and print its public id.
 
-    Example: hf-neuracrypt keygen hospital.key
+    \b
+    Example:
+      hf-neuracrypt keygen hospital.key
     """
     from hf_neuracrypt.keys import SecretKey, read_passphrase
 
@@ -61,7 +83,9 @@ def key_id(
 ) -> None:
     """Print the public id of a key.
 
-    Example: hf-neuracrypt key-id hospital.key
+    \b
+    Example:
+      hf-neuracrypt key-id hospital.key
     """
     typer.echo(_load_key(key_file, passphrase_file).id)
 
@@ -76,12 +100,14 @@ def encrypt(
     passphrase_file: PassphraseFile = None,
     image_column: Annotated[str | None, typer.Option(help="Default: image, img or pixel_values.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Default: label, labels or fine_label.")] = None,
-    keep_column: Annotated[list[str] | None, typer.Option(help="Also store this column, in clear. Repeatable.")] = None,
+    keep_column: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Also store this column, in clear. Repeatable.")
+    ] = None,
     hide_labels: Annotated[
         bool, typer.Option("--hide-labels", help="Neutral class names, permuted by the key.")
     ] = False,
-    max_rows: Annotated[int | None, typer.Option(min=1, help="Only the first rows of each split.")] = None,
-    scheme: Annotated[str, typer.Option(help="How to encrypt; the README lists the schemes.")] = "color-neuracrypt",
+    max_rows: Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the first rows of each split.")] = None,
+    scheme: Annotated[str, typer.Option(help=f"One of: {', '.join(SCHEMES)}.")] = "color-neuracrypt",
     image_size: Annotated[
         int | None, typer.Option(help="Height and width, in pixels, of what is encrypted. Default: the scheme's (224).")
     ] = None,
@@ -92,13 +118,16 @@ def encrypt(
     width: Annotated[int | None, typer.Option(help="Channels of the hidden layers. Default: 768.")] = None,
     background: Annotated[str | None, typer.Option(help="Colour behind transparent pixels. Default: #ffffff.")] = None,
     scheme_option: Annotated[
-        list[str] | None, typer.Option(help="NAME=VALUE of another --scheme, as variant=madono. Repeatable.")
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="For another --scheme: variant=madono, say. Repeatable."),
     ] = None,
-    shard_size: Annotated[int, typer.Option(min=1, help="Size of a shard file, in MB.")] = 500,
+    shard_size: Annotated[int, typer.Option(min=1, metavar="N", help="Size of a shard file, in MB.")] = 500,
     on_error: Annotated[OnError, typer.Option(help="At a row that cannot be encrypted: stop, or skip and list it.")] = (
         OnError.stop
     ),
-    max_bad_fraction: Annotated[float, typer.Option(min=0, max=1, help="With skip: stop after this share.")] = 0.1,
+    max_bad_fraction: Annotated[
+        float, typer.Option(min=0, max=1, metavar="SHARE", help="With skip: stop after this share.")
+    ] = 0.1,
     streaming: Annotated[
         bool | None,
         typer.Option(
@@ -106,9 +135,11 @@ def encrypt(
             help="Read the source once, without a copy in datasets' cache. Default: for local table files.",
         ),
     ] = None,
-    num_proc: Annotated[int, typer.Option(min=1, help="Worker processes on this machine.")] = 1,
-    rank: Annotated[int, typer.Option(min=0, help="This machine's number, if several share the work.")] = 0,
-    world_size: Annotated[int, typer.Option(min=1, help="How many machines share the work.")] = 1,
+    num_proc: Annotated[int, typer.Option(min=1, metavar="N", help="Worker processes on this machine.")] = 1,
+    rank: Annotated[
+        int, typer.Option(min=0, metavar="N", help="This machine's number, if several share the work.")
+    ] = 0,
+    world_size: Annotated[int, typer.Option(min=1, metavar="N", help="How many machines share the work.")] = 1,
     device: Annotated[str, typer.Option(help="cpu or cuda. No effect on the result.")] = "cpu",
 ) -> None:
     """Encrypt a dataset into a new folder.
@@ -116,7 +147,9 @@ def encrypt(
     Stopped half-way, the same command continues; the result does not depend on the interruption, nor on how many
     processes and machines did the work. Exit status 3: done, but some rows were left out (see rejected.jsonl).
 
-    Example: hf-neuracrypt encrypt --dataset photos/ --key-file hospital.key --output encrypted/
+    \b
+    Example:
+      hf-neuracrypt encrypt --dataset photos/ --key-file hospital.key --output encrypted/
     """
     from hf_neuracrypt.jobs import check_places, encrypt_source
     from hf_neuracrypt.schemes import make_config, parse_options
@@ -146,15 +179,19 @@ def encrypt(
     _note(f"Encrypted {sum(rows.values()):,} images with {key.id} into {output}.")
     if (output / store.REJECTED).exists():
         left_out = len((output / store.REJECTED).read_text().splitlines())
-        _note(f"{left_out:,} rows could not be encrypted and were left out: {output / store.REJECTED}")
+        _note(f"Rows that could not be encrypted and were left out: {left_out:,}, listed in {output / store.REJECTED}")
         raise typer.Exit(3)
 
 
 @app.command()
 def verify(folder: Annotated[Path, typer.Argument(help="A folder written by `encrypt`.")]) -> None:
-    """Re-hash every file of an encrypted dataset and name those that changed.
+    """Check every file of an encrypted dataset.
 
-    Example: hf-neuracrypt verify encrypted/
+    Each is hashed again; those that are not as they were written are named, and the exit status is 2.
+
+    \b
+    Example:
+      hf-neuracrypt verify encrypted/
     """
     from hf_neuracrypt import store
 
@@ -175,13 +212,20 @@ def audit(
     key_file: KeyFile,
     output: Annotated[Path, typer.Option(help="Folder for the report. It shows plain images: never publish it.")],
     passphrase_file: PassphraseFile = None,
-    max_images: Annotated[int, typer.Option(min=16, help="How many images to look at.")] = 512,
-    seed: Annotated[int, typer.Option(min=0, help="Draws them, and which of them are known to the attacker.")] = 0,
+    max_images: Annotated[int, typer.Option(min=16, metavar="N", help="How many images to look at.")] = 512,
+    seed: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Draws them, and which of them are known to the attacker.")
+    ] = 0,
     image_column: Annotated[str | None, typer.Option(help="Default: image, img or pixel_values.")] = None,
 ) -> None:
-    """Run the known attacks on an encrypted dataset and say what leaks: attacks tried, not attacks possible.
+    """Run the known attacks on an encrypted dataset.
 
-    Example: hf-neuracrypt audit encrypted/ --source photos/ --key-file hospital.key --output audit/
+    It says what leaks to whom: attacks tried, not attacks possible. It needs the plain source and the key, and
+    `pip install 'hf-neuracrypt[audit]'`.
+
+    \b
+    Example:
+      hf-neuracrypt audit encrypted/ --source photos/ --key-file hospital.key --output audit/
     """
     from hf_neuracrypt.jobs import check_places
 
@@ -211,15 +255,20 @@ def push(
     passphrase_file: PassphraseFile = None,
     public: Annotated[bool, typer.Option("--public", help="Everybody may read it. Default: private.")] = False,
     gated: Annotated[bool, typer.Option("--gated", help="Readers must ask you for access.")] = False,
-    keep_column: Annotated[list[str] | None, typer.Option(help="Also publish this column, in clear.")] = None,
+    keep_column: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Also publish this column, in clear. Repeatable.")
+    ] = None,
     license: Annotated[str | None, typer.Option(help="A licence the Hub knows, such as cc-by-4.0.")] = None,
     audit: Annotated[Path | None, typer.Option(help="An audit.json, whose figures go into the card.")] = None,
 ) -> None:
-    """Publish an encrypted dataset on the Hub, as a new revision if it is there already.
+    """Publish an encrypted dataset on the Hub.
 
-    Everything is searched for keys, plain images and metadata first. Stopped half-way, the same command continues.
+    It becomes a new revision if it is there already. HF_TOKEN, or `hf auth login`, says who you are. Everything is
+    searched for keys, plain images and metadata first. Stopped half-way, the same command continues.
 
-    Example: hf-neuracrypt push encrypted/ hospital/xrays-encrypted --key-file hospital.key
+    \b
+    Example:
+      hf-neuracrypt push encrypted/ hospital/xrays-encrypted --key-file hospital.key
     """
     key = _load_key(key_file, passphrase_file) if key_file else None
 
@@ -243,18 +292,23 @@ def rotate(
     passphrase_file: Annotated[Path | None, typer.Option(help="The new key's passphrase is its first line.")] = None,
     repo: Annotated[str | None, typer.Option(help="Publish as a new revision of this dataset on the Hub.")] = None,
     public: Annotated[bool, typer.Option("--public", help="The repository is, or becomes, public.")] = False,
-    keep_column: Annotated[list[str] | None, typer.Option(help="Also publish this column, in clear.")] = None,
+    keep_column: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Also publish this column, in clear. Repeatable.")
+    ] = None,
     image_column: Annotated[str | None, typer.Option(help="Default: image, img or pixel_values.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Default: label, labels or fine_label.")] = None,
-    max_rows: Annotated[int | None, typer.Option(min=1, help="As given to `encrypt`.")] = None,
-    num_proc: Annotated[int, typer.Option(min=1, help="Worker processes on this machine.")] = 1,
+    max_rows: Annotated[int | None, typer.Option(min=1, metavar="N", help="As given to `encrypt`.")] = None,
+    num_proc: Annotated[int, typer.Option(min=1, metavar="N", help="Worker processes on this machine.")] = 1,
 ) -> None:
-    """Encrypt a source again under a new key, and publish that in place of the old.
+    """Encrypt a source again under a new key.
 
-    It protects images to come. What was encrypted or published under the old key stays readable to whoever has that
-    key, and with it they have pairs that weaken the new encryption of the same images.
+    With --repo, it is published in place of the old. It protects images to come: what was encrypted or published under
+    the old key stays readable to whoever has that key, and with it they have pairs that weaken the new encryption of
+    the same images.
 
-    Example: hf-neuracrypt rotate encrypted/ --dataset photos/ --new-key-file new.key --output encrypted-2/
+    \b
+    Example:
+      hf-neuracrypt rotate encrypted/ --dataset photos/ --new-key-file new.key --output encrypted-2/
     """
     from hf_neuracrypt.jobs import check_places, encrypt_again
 
@@ -279,12 +333,14 @@ def predict(
     model: Annotated[str, typer.Option(help="Folder or Hub id of a model trained on encrypted images.")],
     key_file: KeyFile,
     passphrase_file: PassphraseFile = None,
-    top_k: Annotated[int, typer.Option(min=1, help="Labels for each image.")] = 5,
+    top_k: Annotated[int, typer.Option(min=1, metavar="N", help="Labels for each image.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
     """Encrypt images on this machine and classify the ciphertexts.
 
-    Example: hf-neuracrypt predict --model model/ --key-file hospital.key photo.jpg
+    \b
+    Example:
+      hf-neuracrypt predict --model model/ --key-file hospital.key photo.jpg
     """
     key = _load_key(key_file, passphrase_file)
 
@@ -310,9 +366,13 @@ def adapt(
     output: Annotated[Path, typer.Option(help="New folder for the adapted model.")],
     passphrase_file: PassphraseFile = None,
 ) -> None:
-    """Fit a plain ViT to the ciphertexts of vit-blockwise. The result, beside the plain model, reveals the cipher.
+    """Fit a plain ViT to the ciphertexts of vit-blockwise.
 
-    Example: hf-neuracrypt adapt --model plain-vit/ --dataset encrypted/ --key-file hospital.key --output adapted/
+    It needs no training. The result, beside the plain model, reveals the cipher.
+
+    \b
+    Example:
+      hf-neuracrypt adapt --model plain-vit/ --dataset encrypted/ --key-file hospital.key --output adapted/
     """
     key = _load_key(key_file, passphrase_file)
     if output.exists():
@@ -341,7 +401,7 @@ def main() -> None:
     """Run the command; every error is one line on stderr and a status that is not 0."""
     with one_line_errors():
         try:
-            status = app(standalone_mode=False)
+            status = app(sys.argv[1:] or ["--help"], standalone_mode=False)
             if status == 130:  # what Typer makes of Ctrl-C
                 raise KeyboardInterrupt
         except typer.Abort:

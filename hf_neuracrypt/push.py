@@ -172,7 +172,7 @@ def _finishing_files(
     if any(file.rfilename == "README.md" for file in info.siblings):
         existing = Path(api.hf_hub_download(info.id, "README.md", repo_type="dataset", revision=info.sha)).read_text()
     card = cards.dataset_card(
-        record, rows, list(revision.features), info.id, _metadata(record, revision), existing, license, audit
+        record, rows, list(revision.features), info.id, metadata(record, revision), existing, license, audit
     )
     manifest = record.to_dict() | {"rows": rows, "files": revision.files}
     texts = {"README.md": card, store.MANIFEST: store.to_text(manifest | {"sha256": store.checksum(manifest)})}
@@ -181,7 +181,7 @@ def _finishing_files(
     return texts
 
 
-def _metadata(record: Record, revision: Revision) -> dict[str, object]:
+def metadata(record: Record, revision: Revision) -> dict[str, object]:
     """`configs` and `dataset_info` as `DatasetDict.push_to_hub` writes them, and the record as description.
 
     `load_dataset` puts the description where `encrypt_dataset` does, so the record is with the data whatever loads it.

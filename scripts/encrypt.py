@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> None:
     added = ["--rank", str(rank), "--world-size", str(world_size)]
     if "--device" not in arguments:
         added += ["--device", device()]
-    sys.argv = ["scripts/encrypt.py", "encrypt", *arguments, *added]
+    sys.argv = ["hf-neuracrypt", "encrypt", *arguments, *added]
     cli.main()
 
 

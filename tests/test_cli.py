@@ -12,7 +12,7 @@ import pytest
 from datasets import load_from_disk
 from PIL import Image
 
-from hf_neuracrypt import SecretKey
+from hf_neuracrypt import SecretKey, __version__
 from hf_neuracrypt.store import read_manifest
 from tests.conftest import ROOT, SMALL_FLAGS, assert_one_line_error, command, make_dataset, make_images
 
@@ -84,9 +84,22 @@ def test_help_is_immediate():
         times.append(time.perf_counter() - start)
     assert "not confidentiality" in " ".join(shown.stdout.split())
     assert min(times) < 1
+    check = (
+        "import sys, hf_neuracrypt.cli; print([name for name in ('torch', 'datasets', 'PIL') if name in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, cwd=ROOT).stdout == "[]\n"
 
 
-@pytest.mark.parametrize("script", ["train", "evaluate", "walkthrough", "benchmark"])
+def test_alone_it_shows_its_help():
+    alone = command("--help")
+    program = [sys.executable, "-m", "hf_neuracrypt.cli"]
+    for words in ([], ["--version"]):
+        shown = subprocess.run([*program, *words], capture_output=True, text=True, cwd=ROOT)
+        assert (shown.returncode, shown.stderr) == (0, "")
+        assert shown.stdout == (f"{__version__}\n" if words else alone.stdout)
+
+
+@pytest.mark.parametrize("script", ["train", "evaluate", "walkthrough", "benchmark", "figures", "example_cards"])
 def test_scripts_have_help_with_an_example(script):
     shown = command(f"scripts/{script}.py", "--help")
     assert shown.returncode == 0 and f"scripts/{script}.py " in shown.stdout
@@ -231,7 +244,7 @@ def test_skip_lists_rows_and_says_so_in_the_status(key_file, tmp_path):
     (tmp_path / "photos" / "jane_07.png").write_bytes(b"")
     result = encrypt(tmp_path / "photos", key_file, tmp_path / "out", "--on-error", "skip")
     assert result.returncode == 3, result.stderr
-    assert "1 rows could not be encrypted" in result.stderr and "jane" not in result.stderr
+    assert "were left out: 1, listed in" in result.stderr and "jane" not in result.stderr
     (line,) = (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()
     assert json.loads(line)["row"] == 7
     assert len(load_from_disk(str(tmp_path / "out"))["train"]) == 19
