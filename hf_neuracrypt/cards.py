@@ -148,7 +148,7 @@ def model_card(
 
 def protection(hidden_labels: bool = False) -> str:
     """What this kind of encryption does not protect, and what it does: the first section of every card."""
-    return render("protection.md.jinja", hidden_labels=hidden_labels)
+    return render("protection.md.jinja", hidden_labels=hidden_labels).strip()
 
 
 def render(template: str, autoescape: bool = False, **values: object) -> str:

@@ -16,7 +16,7 @@ from datasets import load_from_disk
 from datasets.splits import SplitInfo
 
 from hf_neuracrypt import cards, store
-from hf_neuracrypt.audit.rows import read_audit
+from hf_neuracrypt.audit.rows import Row, read_audit
 from hf_neuracrypt.errors import DatasetError, one_line_errors
 from hf_neuracrypt.prediction import load_model_config, model_records
 from hf_neuracrypt.push import Revision, metadata
@@ -35,24 +35,26 @@ def describe_dataset(folder: Path, audit: Path) -> dict:
         revision.features = split.features
         revision.splits[name] = SplitInfo(name, num_bytes=split.data.nbytes, num_examples=len(split))
         revision.download_size += split.to_parquet(io.BytesIO())
+    audited = read_audit(audit, record, store.checksum(manifest))
+    audited["rows"] = [row.to_dict() | {"finding": ""} for row in audited["rows"]]  # no card shows the findings
     return {
         "record": record.to_dict(), "rows": manifest["rows"], "columns": list(revision.features), "repo_id": DATASET,
         "metadata": metadata(record, revision), "license": "cc-by-4.0",
-        "audit": read_audit(audit, record, store.checksum(manifest)),
+        "audit": audited,
     }  # fmt: skip
 
 
 def describe_model(folder: Path) -> dict:
     """What training said of the model, as if it had been pushed: the arguments of `cards.model_card`, as JSON."""
-    state = json.loads((folder / "trainer_state.json").read_text())
-    last = next(entry for entry in reversed(state["log_history"]) if "eval_loss" in entry)
+    last = json.loads((folder / "eval_results.json").read_text())
+    step = json.loads((folder / "trainer_state.json").read_text())["global_step"]
     # Only the card that training wrote names the hyperparameters.
     listed = (folder / "README.md").read_text().split("| hyperparameter | value |\n|---|---|\n")[1]
     config = load_model_config(str(folder))
     return {
         "records": [record.to_dict() for record in model_records(config)], "model_type": config.model_type,
         "repo_id": MODEL, "hyperparameters": dict(re.findall(r"^\| (\w+) \| (.*) \|$", listed, re.MULTILINE)),
-        "results": {metric: last[f"eval_{metric}"] for metric in ("accuracy", "loss")}, "step": last["step"],
+        "results": {metric: last[f"eval_{metric}"] for metric in ("accuracy", "loss")}, "step": step,
         "epoch": last["epoch"], "dataset_ids": [DATASET],
     }  # fmt: skip
 
@@ -60,10 +62,10 @@ def describe_model(folder: Path) -> dict:
 def render(described: dict) -> dict[str, str]:
     """The cards, by the names of their files."""
     dataset, model = described["dataset"], described["model"]
-    return {
-        "dataset_card.md": cards.dataset_card(**dataset | {"record": Record.from_dict(dataset["record"])}),
-        "model_card.md": cards.model_card(**model | {"records": [Record.from_dict(each) for each in model["records"]]}),
-    }
+    dataset["record"] = Record.from_dict(dataset["record"])
+    dataset["audit"]["rows"] = [Row.from_dict(row) for row in dataset["audit"]["rows"]]
+    model["records"] = [Record.from_dict(record) for record in model["records"]]
+    return {"dataset_card.md": cards.dataset_card(**dataset), "model_card.md": cards.model_card(**model)}
 
 
 def main() -> None:

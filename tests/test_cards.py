@@ -1,12 +1,17 @@
 """Cards as the Hub's own classes read them."""
 
+import importlib.util
+import json
+
 import pytest
 from huggingface_hub import DatasetCard, ModelCard
+from huggingface_hub.repocard import metadata_load
+from huggingface_hub.utils import validate_repo_id
 
 from hf_neuracrypt import cards
 from hf_neuracrypt.record import Record
 from hf_neuracrypt.schemes import SCHEMES, make_config
-from tests.conftest import SMALL
+from tests.conftest import ROOT, SMALL
 
 
 RECORD = Record(SMALL, "nck1-00112233")
@@ -93,3 +98,38 @@ def test_every_scheme_has_its_cards(scheme):
 def test_size_categories(rows, size):
     text = cards.dataset_card(RECORD, {"train": rows}, ["image"], "ward/photos", METADATA)
     assert DatasetCard(text).data.size_categories == size
+
+
+# ------------------------------------------------------------------------------------------------------------ examples
+
+EXAMPLES = ROOT / "model_cards" / "examples"
+
+
+def test_the_examples_are_what_the_templates_make():
+    spec = importlib.util.spec_from_file_location("example_cards", ROOT / "scripts" / "example_cards.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    for name, text in script.render(json.loads((EXAMPLES / "demo.json").read_text())).items():
+        committed = (EXAMPLES / name).read_text()
+        # The last line names the versions of libraries.
+        assert text.split("Made with")[0] == committed.split("Made with")[0], "run scripts/example_cards.py"
+
+
+@pytest.mark.parametrize("name, card", [("dataset_card.md", DatasetCard), ("model_card.md", ModelCard)])
+def test_the_metadata_of_the_examples_is_valid(name, card):
+    metadata = metadata_load(EXAMPLES / name)
+    assert metadata == card.load(EXAMPLES / name).data.to_dict() and None not in metadata.values()
+    assert all(isinstance(tag, str) for tag in metadata["tags"])
+    for repo in metadata.get("datasets", []):
+        validate_repo_id(repo)
+    if card is ModelCard:
+        assert metadata["pipeline_tag"] == "image-classification" and metadata["library_name"] == "transformers"
+        (result,) = metadata["model-index"][0]["results"]
+        assert all({"type", "value"} <= set(metric) for metric in result["metrics"])
+        assert {"type", "name"} <= set(result["dataset"])
+    else:
+        assert metadata["size_categories"] in [name for _, name in cards.SIZES]
+        assert metadata["task_categories"] == ["image-classification"]
+        splits = {split["name"]: split["num_examples"] for split in metadata["dataset_info"]["splits"]}
+        assert splits == {"train": 1437, "test": 360}
+        assert {each["split"] for each in metadata["configs"][0]["data_files"]} == set(splits)

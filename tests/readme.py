@@ -1,0 +1,96 @@
+"""README.md as a list of commands, and a process that runs them: `python tests/readme.py FOLDER OUTCOMES.json`.
+
+Every ```bash and ```python block runs in FOLDER, in the order of the file, in one process: imports take longer than the
+commands themselves, and that each command works in a process of its own is what other tests show.
+"""
+
+import contextlib
+import io
+import json
+import re
+import runpy
+import shlex
+import sys
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+
+# Blocks are named by how they begin.
+NOT_RUN = {
+    "make demo": "minutes long; CI runs both targets",
+    "pip install": "needs a package index",
+    "# several processes": "many processes, GPUs or nodes: test_scripts.py runs the launchers, small",
+}
+INSTEAD = {
+    "google/vit-base-patch16-224-in21k": "pretrained/",  # a tiny ViT, instead of a download
+    "scripts/figures.py": "scripts/figures.py --output figures/",  # instead of the pictures in model_cards/
+}
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: its language, its line in the file, and its text."""
+
+    language: str
+    line: int
+    text: str
+
+    @property
+    def reason(self) -> str | None:
+        """Why it is not run; None if it is."""
+        return next((reason for start, reason in NOT_RUN.items() if self.text.startswith(start)), None)
+
+    def commands(self) -> list[list[str]]:
+        """The words of each command line of a bash block."""
+        lines = self.text.replace("\\\n", " ").splitlines()
+        return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def blocks(text: str) -> list[Block]:
+    found = re.finditer(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [Block(each[1], text.count("\n", 0, each.start()) + 1, each[2]) for each in found]
+
+
+def run_words(words: list[str]) -> None:
+    """A command line, in this process; of a launcher, what it launches."""
+    from hf_neuracrypt import cli
+
+    if words[:2] == ["accelerate", "launch"]:
+        words = ["python", *words[2:]]
+    sys.argv = words[1:]
+    if words[0] == "hf-neuracrypt":
+        sys.argv = words
+        cli.main()
+    elif words[:2] == ["python", "-m"]:
+        sys.argv = words[2:]
+        runpy.run_module(words[2], run_name="__main__")
+    elif words[0] == "python":
+        runpy.run_path(str(ROOT / words[1]), run_name="__main__")
+    else:
+        raise ValueError(f"no such program here: {words[0]}")
+
+
+def run(block: Block) -> dict:
+    """What a block printed, and what stopped it."""
+    text, problem, out = block.text, None, io.StringIO()
+    for known, other in INSTEAD.items():
+        text = text.replace(known, other)
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        try:
+            if block.language == "python":
+                exec(compile(text, f"README.md:{block.line}", "exec"), {"__name__": "readme"})
+            for words in Block(block.language, block.line, text).commands() if block.language == "bash" else ():
+                with contextlib.suppress(SystemExit):
+                    run_words(words)
+        except BaseException:
+            problem = traceback.format_exc()
+    return {"line": block.line, "text": block.text, "problem": problem, "output": out.getvalue()}
+
+
+if __name__ == "__main__":
+    outcomes = [run(b) for b in blocks(README.read_text()) if b.language in ("bash", "python") and not b.reason]
+    Path(sys.argv[2]).write_text(json.dumps(outcomes))
