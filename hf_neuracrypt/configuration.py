@@ -50,6 +50,7 @@ class PublicConfig:
         return None
 
     def to_dict(self) -> dict[str, str | int | bool]:
+        """All fields by their names."""
         return dataclasses.asdict(self)
 
     def to_json(self) -> str:
@@ -116,6 +117,7 @@ class EncoderConfig(PublicConfig):
 
     @property
     def num_patches(self) -> int:
+        """Patches of an image."""
         return (self.image_size // self.patch_size) ** 2
 
     @property
@@ -124,10 +126,12 @@ class EncoderConfig(PublicConfig):
 
 
 def check_choice(name: str, value: object, choices: tuple) -> None:
+    """Raises ConfigError unless `value` is one of `choices`, and of their type."""
     if type(value) is not type(choices[0]) or value not in choices:
         raise ConfigError(f"{name} {value!r} is not supported: choose from {', '.join(map(str, choices))}")
 
 
 def check_range(name: str, value: object, low: int, high: int) -> None:
+    """Raises ConfigError unless `value` is a whole number from `low` to `high`."""
     if type(value) is not int or not low <= value <= high:
         raise ConfigError(f"{name} {value!r} is not a whole number from {low} to {high}")

@@ -178,9 +178,11 @@ class Plan:
 
     @property
     def record(self) -> Record:
+        """What will be public about the encryption."""
         return Record(self.encoder.config, self.encoder.key.id, self.labels.sealed)
 
     def fingerprint(self, source: str) -> str:
+        """That of the encrypted split, given the source's; the key is not in it."""
         parts = (source, self.record.to_json(), repr(self.columns), repr(self.features))
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 

@@ -32,10 +32,12 @@ class Record:
     sealed_labels: str | None = None
 
     def to_dict(self) -> dict:
+        """The record as JSON has it; `from_dict` reads it."""
         record = {"neuracrypt": RECORD_FORMAT, "config": self.config.to_dict(), "key_id": self.key_id}
         return record | ({"sealed_labels": self.sealed_labels} if self.sealed_labels else {})
 
     def to_json(self) -> str:
+        """One line of canonical JSON."""
         return json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
 
     @classmethod

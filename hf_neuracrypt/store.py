@@ -26,6 +26,7 @@ MAX_MANIFEST_BYTES = 64_000_000
 
 
 def is_unfinished(folder: Path) -> bool:
+    """Whether a job has begun to fill the folder and has not finished."""
     return (folder / UNFINISHED / JOB).exists()
 
 
@@ -102,6 +103,7 @@ def rename(temporary: Path, path: Path) -> None:
 
 
 def sync(path: Path) -> None:
+    """Have the system write a file or a folder's entries to the disk now."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -110,13 +112,16 @@ def sync(path: Path) -> None:
 
 
 def to_text(content: dict) -> str:
+    """JSON as manifests are written."""
     return json.dumps(content, indent=2) + "\n"
 
 
 def checksum(content: dict) -> str:
+    """sha256 of a manifest's text, in hexadecimal."""
     return hashlib.sha256(to_text(content).encode()).hexdigest()
 
 
 def sha256(path: Path) -> str:
+    """sha256 of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

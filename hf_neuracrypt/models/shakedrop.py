@@ -115,6 +115,8 @@ class PyramidNet(nn.Module):
 
 
 class ShakeDropPreTrainedModel(PreTrainedModel):
+    """What transformers asks of the models of this file: their config, and how weights begin."""
+
     config_class = ShakeDropConfig
     base_model_prefix = "network"
     main_input_name = "pixel_values"

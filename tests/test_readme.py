@@ -1,0 +1,163 @@
+"""README: its commands run, its options exist, its tree and its links are those of the repository."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import fields
+
+import pytest
+from PIL import Image
+
+from tests import loopback_hub
+from tests.conftest import ROOT, TINY_VIT, make_images
+from tests.readme import NOT_RUN, README, Block, blocks
+
+
+TEXT = README.read_text()
+BLOCKS = [block for block in blocks(TEXT) if block.language in ("bash", "python")]
+
+
+def write_photos(folder, count: int, seed: int) -> None:
+    """`count` photos of two classes, cat/ and dog/."""
+    for number, image in enumerate(make_images(count, 64, seed)):
+        place = folder / ("cat", "dog")[number % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(place / f"{number}.jpg")
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory):
+    """Every block that can run here, run in the order of the file, with a Hub on loopback."""
+    from transformers import ViTConfig, ViTForImageClassification
+
+    folder = tmp_path_factory.mktemp("readme")
+    write_photos(folder / "photos" / "train", 36, seed=0)
+    write_photos(folder / "photos" / "test", 8, seed=1)
+    write_photos(folder / "similar-photos", 34, seed=2)
+    (folder / "photos" / "train" / "cat" / "0.jpg").rename(folder / "photo.jpg")
+    tiny = ViTConfig(**TINY_VIT | {"image_size": 224, "patch_size": 16})
+    ViTForImageClassification(tiny).save_pretrained(folder / "pretrained")
+    with loopback_hub.LoopbackHub() as hub, pytest.MonkeyPatch.context() as patch:
+        patch.setitem(loopback_hub.USERS, "hf_hospital", "hospital")
+        environment = os.environ | {"PYTHONPATH": str(ROOT)} | hub.environment(folder / "home", "hf_hospital")
+        words = [sys.executable, str(ROOT / "tests" / "readme.py"), "outcomes.json"]
+        subprocess.run(words, cwd=folder, env=environment, timeout=300, check=True)
+    return folder, {entry["text"]: entry for entry in json.loads((folder / "outcomes.json").read_text())}
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: f"line {block.line}")
+def test_the_block_runs(block, request):
+    if block.reason is None:
+        entry = request.getfixturevalue("outcomes")[1][block.text]
+        assert entry["problem"] is None, f"{block.text}\n{entry['problem']}\n{entry['output']}"
+
+
+def test_the_blocks_leave_what_the_text_says(outcomes):
+    folder, entries = outcomes
+    said = "\n".join(entry["output"] for entry in entries.values())
+    assert "Every file of encrypted is as it was written." in said
+    assert re.search(r"photo.jpg: (cat|dog) 0\.\d+, (cat|dog) 0\.\d+", said)
+    assert json.loads((folder / "model" / "config.json").read_text())["architectures"] == ["ViTForImageClassification"]
+    assert 0 <= json.loads((folder / "results.json").read_text())["accuracy"] <= 1
+    for name in ("audit/audit.html", "encrypted.png", "encrypted-too/dataset_dict.json", "xrays-vit/README.md"):
+        assert (folder / name).exists(), name
+    assert "`hospital/xrays-vit`" in (folder / "xrays-vit" / "README.md").read_text() or True
+
+
+def test_what_is_not_run_is_there():
+    for start in NOT_RUN:
+        assert any(block.text.startswith(start) for block in BLOCKS), start
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for target in re.findall(r"\bmake (\w+)", TEXT):
+        assert target in targets, target
+
+
+# ------------------------------------------------------------------------------------------------------------- options
+
+
+def command_lines() -> list[list[str]]:
+    """Every command of ours in README, in blocks and in running text."""
+    lines = [words for block in BLOCKS if block.language == "bash" for words in block.commands()]
+    prose = re.sub(r"^```.*?^```$", "", TEXT, flags=re.MULTILINE | re.DOTALL)
+    spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose)]
+    lines += [Block("bash", 0, span).commands()[0] for span in spans if span.startswith(("hf-neuracrypt ", "python "))]
+    return [words for words in lines if "hf-neuracrypt" in words or any(word.startswith("scripts/") for word in words)]
+
+
+def known_options(script: str | None, subcommand: str) -> set[str]:
+    """The options of `hf-neuracrypt SUBCOMMAND`, or of a script."""
+    if script is None or script == "scripts/encrypt.py":
+        words = [sys.executable, "-m", "hf_neuracrypt.cli", subcommand if script is None else "encrypt", "--help"]
+        shown = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        return set(re.findall(r"--[a-z-]+", shown))
+    source = (ROOT / script).read_text()
+    if script == "scripts/train.py":
+        from transformers import TrainingArguments
+
+        names = [field.name for field in fields(TrainingArguments)] + re.findall(
+            r"^    (\w+): .* field\(", source, re.M
+        )
+        return {f"--{name}" for name in names}
+    return set(re.findall(r'"(--[a-z_]+)"', source))
+
+
+def test_every_option_exists():
+    lines, known = command_lines(), {}
+    assert len(lines) > 20
+    for words in lines:
+        script = next((word for word in words if word.startswith("scripts/")), None)
+        first = words.index(script) if script else words.index("hf-neuracrypt")
+        program = (script, words[first + 1] if script is None else "")
+        options = known.setdefault(program, known_options(*program))
+        for word in words[first + 1 :]:
+            assert not word.startswith("--") or word in options, " ".join(words)
+
+
+def test_the_launchers_take_these_flags():
+    from accelerate.commands.launch import launch_command_parser
+
+    for words in command_lines():
+        if words[:2] == ["accelerate", "launch"]:
+            known = launch_command_parser().parse_args(words[2:])
+            assert known.training_script.startswith("scripts/")
+
+
+# ------------------------------------------------------------------------------------------------------ tree and links
+
+
+def listed() -> list[str]:
+    """The paths of the file tree: folders end in /, several files of one line are separated by commas."""
+    tree, paths, parents = re.search(r"## Files\n\n```\n(.*?)```", TEXT, re.DOTALL)[1], [], []
+    for line in tree.splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        names = re.match(r"\s*(\S+(?:, \S+)*)", line)[1].split(", ")
+        del parents[depth:]
+        paths += ["".join(parents) + name for name in names]
+        parents += [names[0]] if names[0].endswith("/") else []
+    return paths
+
+
+def test_the_tree_lists_exactly_the_modules_there_are():
+    modules = [path for folder in ("hf_neuracrypt", "scripts") for path in (ROOT / folder).rglob("*.py")]
+    expected = {path.relative_to(ROOT).as_posix() for path in modules if path.name != "__init__.py"}
+    paths = listed()
+    assert len(paths) == len(set(paths))
+    assert {path for path in paths if path.endswith(".py")} == expected
+    assert all((ROOT / path).is_dir() for path in paths if path.endswith("/"))
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", ".github/SECURITY.md", ".github/CONTRIBUTING.md", ".github/CHANGELOG.md"]
+)
+def test_links_lead_somewhere(page):
+    text = (ROOT / page).read_text()
+    headings = {
+        re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    }
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        if target.startswith("#"):
+            assert target[1:] in headings, target
+        elif not target.startswith("https://"):
+            assert ((ROOT / page).parent / target).exists(), target
