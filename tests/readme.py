@@ -56,7 +56,15 @@ def blocks(text: str) -> list[Block]:
 
 
 def run_words(words: list[str]) -> None:
-    """A command line, in this process; of a launcher, what it launches."""
+    """A command line, in this process; of a launcher, what it launches. Raises SystemExit if it fails."""
+    try:
+        _run_words(words)
+    except SystemExit as end:
+        if end.code:
+            raise
+
+
+def _run_words(words: list[str]) -> None:
     from hf_neuracrypt import cli
 
     if words[:2] == ["accelerate", "launch"]:
@@ -84,8 +92,7 @@ def run(block: Block) -> dict:
             if block.language == "python":
                 exec(compile(text, f"README.md:{block.line}", "exec"), {"__name__": "readme"})
             for words in Block(block.language, block.line, text).commands() if block.language == "bash" else ():
-                with contextlib.suppress(SystemExit):
-                    run_words(words)
+                run_words(words)
         except BaseException:
             problem = traceback.format_exc()
     return {"line": block.line, "text": block.text, "problem": problem, "output": out.getvalue()}
