@@ -24,7 +24,9 @@ TRANSPORT_ERROR = HfHubHTTPError.__mro__[1]  # the HTTP library's base of all er
 
 def may_be_repository(name: str) -> bool:
     """Whether a name that no file or folder has can be that of a repository."""
-    return not (Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1)
+    if constants.HF_HUB_OFFLINE and "/" not in name:
+        return False  # `datasets` would give what it has cached of any folder that once had this name
+    return not (Path(name).is_absolute() or name.startswith((".", "~")) or name.endswith("/") or name.count("/") > 1)
 
 
 def offline(name: str) -> str | None:

@@ -1,7 +1,7 @@
-"""README.md as a list of commands, and a process that runs them: `python tests/readme.py FOLDER OUTCOMES.json`.
+"""README.md as a list of commands, and a process that runs them: `python tests/readme.py OUTCOMES.json`.
 
-Every ```bash and ```python block runs in FOLDER, in the order of the file, in one process: imports take longer than the
-commands themselves, and that each command works in a process of its own is what other tests show.
+Every ```bash and ```python block runs in the current folder, in the order of the file, in one process: imports take
+longer than the commands themselves, and that each command works in a process of its own is what other tests show.
 """
 
 import contextlib
@@ -95,9 +95,10 @@ def run(block: Block) -> dict:
                 run_words(words)
         except BaseException:
             problem = traceback.format_exc()
-    return {"line": block.line, "text": block.text, "problem": problem, "output": out.getvalue()}
+    return {"text": block.text, "problem": problem, "output": out.getvalue()}
 
 
 if __name__ == "__main__":
+    written = Path(sys.argv[1])  # before the commands have their own
     outcomes = [run(b) for b in blocks(README.read_text()) if b.language in ("bash", "python") and not b.reason]
-    Path(sys.argv[2]).write_text(json.dumps(outcomes))
+    written.write_text(json.dumps(outcomes))

@@ -175,6 +175,8 @@ def test_bad_input_to_encrypt(plain_folder, key_file, tmp_path):
         (encrypt(tmp_path / "thesis", key_file, tmp_path / "new"), "none of the columns image"),
         (encrypt(tmp_path / "thesis" / "thesis.txt", key_file, tmp_path / "new"), "file of type .txt"),
         (encrypt(tmp_path / "missing", key_file, tmp_path / "new"), "there is no folder or file"),
+        (encrypt("missing/", key_file, tmp_path / "new"), "there is no folder or file missing/"),
+        (encrypt("missing", key_file, tmp_path / "new"), "there is no folder or file missing"),
         (encrypt("no-such/dataset", key_file, tmp_path / "new"), "cannot reach no-such/dataset: HF_HUB_OFFLINE is set"),
         (encrypt(plain_folder, tmp_path / "missing.key", tmp_path / "new"), "does not exist"),
         (encrypt(plain_folder, tmp_path / "readable.key", tmp_path / "new"), "chmod 600"),
@@ -225,6 +227,7 @@ def test_bad_input_to_predict(key_file, vit_config, tmp_path):
     Image.fromarray(make_images(1, 32)[0]).save(tmp_path / "photo.png")
     for words, fragment in [
         (("--model", tmp_path / "missing", tmp_path / "photo.png"), "cannot load the model"),
+        (("--model", "missing/", tmp_path / "photo.png"), "there is no such folder"),
         (("--model", vit_config, tmp_path / "photo.png"), "not trained on encrypted images"),
     ]:
         assert_one_line_error(command("predict", "--key-file", key_file, *words), fragment)
