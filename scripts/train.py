@@ -1,6 +1,6 @@
 """Fine-tune a stock Vision Transformer on an encrypted dataset. This runs in the cloud; it needs no key.
 
-accelerate launch scripts/train.py --dataset_name encrypted/ --public_images photos-of-the-same-kind/ \
+accelerate launch scripts/train.py --dataset_name encrypted/ --public_images photos-of-the-same-kind/ \\
     --model_name_or_path google/vit-base-patch16-224-in21k --output_dir model/
 
 Every flag of transformers' TrainingArguments is understood; those that are not given come from the `--recipe`. One
@@ -10,6 +10,7 @@ same code. The same command again continues an interrupted run from its last che
 
 import os
 import sys
+from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -186,12 +187,21 @@ def defaults(flags: dict) -> dict:
     return chosen
 
 
+class Help(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
+    """Each flag with its default, under the description as it stands."""
+
+
 def parse(arguments: list[str]) -> tuple:
     """Flags, or one file of flags -> (ModelArguments, DataArguments, TrainingArguments)."""
     import yaml
     from transformers import HfArgumentParser, TrainingArguments
 
-    parser = HfArgumentParser((ModelArguments, DataArguments, TrainingArguments), description=__doc__)
+    parser = HfArgumentParser(
+        (ModelArguments, DataArguments, TrainingArguments), description=__doc__, formatter_class=Help,
+        usage="%(prog)s --dataset_name … --model_name_or_path … --output_dir … [any flag below]",
+    )  # fmt: skip
+    if {"-h", "--help"} & set(arguments):
+        parser.set_defaults(**defaults({}))  # what is shown is what holds
     parser.error = lambda message: fail(f"{message} (see --help)", 2)
     try:
         if len(arguments) == 1 and arguments[0].endswith((".json", ".yaml", ".yml")):

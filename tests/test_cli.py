@@ -103,6 +103,8 @@ def test_alone_it_shows_its_help():
 def test_scripts_have_help_with_an_example(script):
     shown = command(f"scripts/{script}.py", "--help")
     assert shown.returncode == 0 and f"scripts/{script}.py " in shown.stdout
+    if script == "train":  # the recipe's defaults, not those of transformers
+        assert "batch size per device for training. (default: 32)" in " ".join(shown.stdout.split())
 
 
 # ------------------------------------------------------------------------------------------------------------ encrypt
