@@ -27,6 +27,10 @@ _HOMES = {
 }
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def __getattr__(name: str):
     if name not in _HOMES:
         raise AttributeError(f"module 'hf_neuracrypt' has no attribute {name!r}")

@@ -271,7 +271,10 @@ def flip_is_found(folder: Path, generator: random.Random) -> bool:
 
 
 if __name__ == "__main__":  # the processes that the measurements above start
-    if sys.argv[1] == "memory":
-        memory_child(int(sys.argv[2]))
-    else:
-        crash_child(*sys.argv[2:])
+    match sys.argv[1:]:
+        case ["memory", rows]:
+            memory_child(int(rows))
+        case ["crash", key_file, output]:
+            crash_child(key_file, output)
+        case _:
+            sys.exit("this is a part of scripts/benchmark.py: see its --help")

@@ -16,6 +16,8 @@ from tests.readme import NOT_RUN, README, Block, blocks
 
 
 TEXT = README.read_text()
+PAGES = ["README.md", "model_cards/ablation.md"]
+PAGES += [f".github/{name}.md" for name in ("SECURITY", "CONTRIBUTING", "CHANGELOG")]
 BLOCKS = [block for block in blocks(TEXT) if block.language in ("bash", "python")]
 
 
@@ -43,7 +45,7 @@ def outcomes(tmp_path_factory):
         patch.setitem(loopback_hub.USERS, "hf_hospital", "hospital")
         environment = os.environ | {"PYTHONPATH": str(ROOT)} | hub.environment(folder / "home", "hf_hospital")
         words = [sys.executable, str(ROOT / "tests" / "readme.py"), "outcomes.json"]
-        subprocess.run(words, cwd=folder, env=environment, timeout=300, check=True)
+        subprocess.run(words, cwd=folder, env=environment, timeout=600, check=True)
     return folder, {entry["text"]: entry for entry in json.loads((folder / "outcomes.json").read_text())}
 
 
@@ -61,7 +63,14 @@ def test_the_blocks_leave_what_the_text_says(outcomes):
     assert re.search(r"photo.jpg: (cat|dog) 0\.\d+, (cat|dog) 0\.\d+", said)
     assert json.loads((folder / "model" / "config.json").read_text())["architectures"] == ["ViTForImageClassification"]
     assert 0 <= json.loads((folder / "results.json").read_text())["accuracy"] <= 1
-    for name in ("audit/audit.html", "encrypted.png", "encrypted-too/dataset_dict.json", "xrays-vit/README.md"):
+    for name in (
+        "audit/audit.html",
+        "encrypted.png",
+        "encrypted-too/dataset_dict.json",
+        "xrays-vit/README.md",
+        "figures/overview.png",
+        "figures/schemes.png",
+    ):
         assert (folder / name).exists(), name
 
 
@@ -77,9 +86,10 @@ def test_what_is_not_run_is_there():
 
 
 def command_lines() -> list[list[str]]:
-    """Every command of ours in README, in blocks and in running text."""
-    lines = [words for block in BLOCKS if block.language == "bash" for words in block.commands()]
-    prose = re.sub(r"^```.*?^```$", "", TEXT, flags=re.MULTILINE | re.DOTALL)
+    """Every command of ours in the pages, in blocks and in running text."""
+    text = "\n".join((ROOT / page).read_text() for page in PAGES)
+    lines = [words for block in blocks(text) if block.language == "bash" for words in block.commands()]
+    prose = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
     spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose)]
     lines += [Block("bash", 0, span).commands()[0] for span in spans if span.startswith(("hf-neuracrypt ", "python "))]
     return [words for words in lines if "hf-neuracrypt" in words or any(word.startswith("scripts/") for word in words)]
@@ -147,9 +157,7 @@ def test_the_tree_lists_exactly_the_modules_there_are():
     assert all((ROOT / path).is_dir() for path in paths if path.endswith("/"))
 
 
-@pytest.mark.parametrize(
-    "page", ["README.md", ".github/SECURITY.md", ".github/CONTRIBUTING.md", ".github/CHANGELOG.md"]
-)
+@pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page):
     text = (ROOT / page).read_text()
     headings = {
