@@ -74,6 +74,17 @@ def test_the_blocks_leave_what_the_text_says(outcomes):
         assert (folder / name).exists(), name
 
 
+def test_git_ignores_what_the_blocks_write(outcomes):
+    given = {"photos", "similar-photos", "photo.jpg", "pretrained", "home", "outcomes.json", "figures"}
+    made = [path for path in outcomes[0].iterdir() if path.name not in given]
+    words = ["git", "check-ignore", "--no-index", *(f"{path.name}/" if path.is_dir() else path.name for path in made)]
+    shown = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    if shown.returncode == 128:
+        pytest.skip("not a git repository")
+    ignored = shown.stdout.split()
+    assert {name.rstrip("/") for name in ignored} == {path.name for path in made}
+
+
 def test_what_is_not_run_is_there():
     for start in NOT_RUN:
         assert any(block.text.startswith(start) for block in BLOCKS), start
