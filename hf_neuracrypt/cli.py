@@ -333,14 +333,12 @@ def predict(
     model: Annotated[str, typer.Option(help="Folder or Hub id of a model trained on encrypted images.")],
     key_file: KeyFile,
     passphrase_file: PassphraseFile = None,
-    top_k: Annotated[int, typer.Option(min=1, metavar="N", help="Labels for each image.")] = 5,
+    top_k: Annotated[int, typer.Option(min=1, help="Labels for each image.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
     """Encrypt images on this machine and classify the ciphertexts.
 
-    \b
-    Example:
-      hf-neuracrypt predict --model model/ --key-file hospital.key photo.jpg
+    Example: hf-neuracrypt predict --model model/ --key-file hospital.key photo.jpg
     """
     key = _load_key(key_file, passphrase_file)
 

@@ -59,7 +59,7 @@ def encrypt(images: np.ndarray, config: PublicConfig, key: SecretKey) -> np.ndar
     return encrypted if config.representation else encrypted.transpose(0, 2, 3, 1)
 
 
-def redraw(encrypted: np.ndarray, known: np.ndarray, config: PublicConfig, key: SecretKey) -> np.ndarray:
+def attack(encrypted: np.ndarray, known: np.ndarray, config: PublicConfig, key: SecretKey) -> np.ndarray:
     """What one linear map of patches, fitted on pairs of the `known` images, makes of ciphertexts."""
     pairs = Pairs(config, known.transpose(0, 3, 1, 2), encrypt(known, config, key).transpose(0, 3, 1, 2))
     patches = cut(encrypted.transpose(0, 3, 1, 2), pairs.tile)
@@ -75,7 +75,7 @@ def draw_overview(path: Path) -> None:
         "plain": plain,
         "encrypted": encrypted,
         "under another key": encrypt(plain, config, SecretKey.generate()),
-        f"redrawn from {KNOWN_PAIRS} pairs": redraw(encrypted, crops(KNOWN_PAIRS, config), config, key),
+        f"redrawn from {KNOWN_PAIRS} pairs": attack(encrypted, crops(KNOWN_PAIRS, config), config, key),
     }
     rows = [
         [(title if row == 0 else "", images[row]) for title, images in columns.items()] for row in range(len(plain))
