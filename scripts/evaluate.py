@@ -1,10 +1,6 @@
 """Accuracy of a model on an encrypted dataset, through the stock pipeline. This runs in the cloud; it needs no key.
 
 python scripts/evaluate.py --model model/ --dataset encrypted/ --split test --output results.json
-
-`evaluate.evaluator("image-classification")` of evaluate 0.4.6 asks for `transformers.TFPreTrainedModel`, which
-transformers 5 no longer has, and `evaluate.load("accuracy")` fetches code at run time. So: an `evaluate.Metric` of our
-own around `pipeline("image-classification")`, which is what the evaluator does.
 """
 
 import argparse
@@ -23,7 +19,12 @@ from hf_neuracrypt.errors import DatasetError, KeyMismatchError, one_line_errors
 def evaluate_model(
     model: str, dataset: str, split: str | None, batch_size: int, max_samples: int | None, any_key: bool, plain: bool
 ) -> dict:
-    """Returns accuracy, sample count, wall time, and what was evaluated."""
+    """Returns accuracy, sample count, wall time, and what was evaluated.
+
+    `evaluate.evaluator("image-classification")` of evaluate 0.4.6 asks for `transformers.TFPreTrainedModel`, which
+    transformers 5 no longer has, and `evaluate.load("accuracy")` fetches code at run time. So: an `evaluate.Metric` of
+    our own around `pipeline("image-classification")`, which is what the evaluator does.
+    """
     from tqdm.auto import tqdm
     from transformers.pipelines.pt_utils import KeyDataset
     from transformers.utils import logging
@@ -76,7 +77,7 @@ def main() -> None:
     parser.add_argument("--dataset", required=True, help="encrypted dataset: folder or Hub id")
     parser.add_argument("--split", help="default: test, else validation")
     parser.add_argument("--output", help="JSON file for the result")
-    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--batch_size", type=int, default=32, help="images at a time; default: 32")
     parser.add_argument("--max_samples", type=int, help="only the first images")
     parser.add_argument("--any_key", action="store_true", help="evaluate images of another key; expect chance")
     parser.add_argument("--plain", action="store_true", help="model and dataset are plain: the baseline")
