@@ -258,9 +258,9 @@ def neighbours(encoder: Encoder, images: np.ndarray) -> float:
 def new_table(dataset: str, budget: str, model: str | None) -> dict:
     """What the output file holds before the first row."""
     versions = {module.__name__: module.__version__ for module in (torch, transformers, datasets)}
-    device = (
-        torch.cuda.get_device_name() if DEVICE == "cuda" else f"{platform.machine()}, {torch.get_num_threads()} cores"
-    )
+    threads = torch.get_num_threads()
+    cpu = f"{platform.machine()}, {threads} thread{'s' * (threads > 1)}"
+    device = torch.cuda.get_device_name() if DEVICE == "cuda" else cpu
     environment = {"python": platform.python_version(), "device": device, **versions}
     pretrained = load_model_config(model).to_dict() if model else None
     name = model if model is None or not Path(model).exists() else Path(model).resolve().name

@@ -97,7 +97,7 @@ def draw(path: Path, dataset: str, results: dict[str, list[dict]]) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(8, 0.42 * len(results) + 1.1))
+    figure, axes = pyplot.subplots(figsize=(8, 0.42 * len(results) + 1.1), layout="constrained")
     for place, runs in enumerate(results.values()):
         values = [run["accuracy"] for run in runs]
         axes.barh(place, mean(values), 0.6, color="#3b82c4", label="here" if place == 0 else None)
