@@ -1,7 +1,7 @@
 """hf_neuracrypt: encrypt image datasets with a secret key, and train a stock Vision Transformer on the ciphertexts.
 
-The public names are `SecretKey`, `EncoderConfig`, `load_encoder` and `encrypt_dataset`; they are imported when first
-used, so that `import hf_neuracrypt` and `hf-neuracrypt --help` do not wait for torch.
+The public names are `SecretKey`, `EncoderConfig`, `load_encoder`, `encrypt_dataset` and `EncryptTransform`; they are
+imported when first used, so that `import hf_neuracrypt` and `hf-neuracrypt --help` do not wait for torch.
 """
 
 import importlib
@@ -15,12 +15,17 @@ if TYPE_CHECKING:
     from hf_neuracrypt.dataset import encrypt_dataset
     from hf_neuracrypt.encoders import load_encoder
     from hf_neuracrypt.keys import SecretKey
+    from hf_neuracrypt.transform import EncryptTransform
 
 __version__ = "0.1.0"
-__all__ = ["EncoderConfig", "NeuraCryptError", "SecretKey", "__version__", "encrypt_dataset", "load_encoder"]
+__all__ = [
+    "EncoderConfig", "EncryptTransform", "NeuraCryptError", "SecretKey", "__version__", "encrypt_dataset",
+    "load_encoder",
+]  # fmt: skip
 
 _HOMES = {
     "EncoderConfig": "configuration",
+    "EncryptTransform": "transform",
     "SecretKey": "keys",
     "encrypt_dataset": "dataset",
     "load_encoder": "encoders",

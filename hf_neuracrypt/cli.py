@@ -1,6 +1,5 @@
 """The owner's command, `hf-neuracrypt`. Heavy imports stay inside the commands, so that `--help` answers at once."""
 
-import json
 import signal
 import sys
 from enum import StrEnum
@@ -329,31 +328,54 @@ def rotate(
 
 @app.command()
 def predict(
-    images: Annotated[list[Path], typer.Argument(help="Plain images.")],
-    model: Annotated[str, typer.Option(help="Folder or Hub id of a model trained on encrypted images.")],
+    images: Annotated[list[Path], typer.Argument(help="Plain images, or folders of them.")],
     key_file: KeyFile,
+    model: Annotated[str | None, typer.Option(help="Folder or Hub id of a model trained on encrypted images.")] = None,
+    endpoint: Annotated[
+        str | None, typer.Option(help="Ask a model that is served elsewhere, by its address or Hub id.")
+    ] = None,
+    encrypted: Annotated[
+        str | None,
+        typer.Option(help="With an address and no --model: the encrypted dataset it learned from, folder or Hub id."),
+    ] = None,
     passphrase_file: PassphraseFile = None,
     top_k: Annotated[int, typer.Option(min=1, help="Labels for each image.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    output: Annotated[Path | None, typer.Option(help="Write the answers to a new file, .csv or .jsonl.")] = None,
 ) -> None:
-    """Encrypt images on this machine and classify the ciphertexts.
+    """Encrypt images on this machine and have the ciphertexts classified, here or elsewhere.
+
+    Exit status 3: done, but some images could not be read and were left out.
 
     Example: hf-neuracrypt predict --model model/ --key-file hospital.key photo.jpg
+
+    Example: hf-neuracrypt predict --endpoint https://… --encrypted encrypted/ --key-file hospital.key photos/
     """
+    if model is None and endpoint is None:
+        raise NeuraCryptError("who is to be asked? give --model for a model on this machine, or --endpoint")
+    if encrypted is not None and endpoint is None:
+        raise NeuraCryptError("--encrypted belongs to an --endpoint: a --model on this machine says how to encrypt")
     key = _load_key(key_file, passphrase_file)
 
     from transformers.utils import logging
 
-    from hf_neuracrypt import prediction
+    from hf_neuracrypt import answers, prediction
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    answers = prediction.predict(model, key, images, [str(path) for path in images], top_k)
-    for path, answer in zip(images, answers, strict=True):
-        if as_json:
-            typer.echo(json.dumps({"image": str(path), "predictions": answer}))
-        else:
-            typer.echo(f"{path}: " + ", ".join(f"{entry['label']} {entry['score']:.3f}" for entry in answer))
+    answers.check_output(output)
+    files = answers.find_images(images)
+    if endpoint is None:
+        classifier = prediction.local_classifier(model, key)
+    else:
+        from hf_neuracrypt.remote import remote_classifier
+
+        classifier = remote_classifier(endpoint, key, model, encrypted)
+    with answers.writer(output, as_json) as show:
+        left_out = answers.answer_files(classifier, files, top_k, show)
+    if left_out:
+        _note(f"{left_out:,} of {len(files):,} images could not be encrypted and were left out.")
+        raise typer.Exit(3)
 
 
 @app.command()

@@ -10,7 +10,7 @@ Notable decisions
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -49,7 +49,9 @@ class Columns:
     kept: tuple[str, ...]
 
 
-def find_columns(features: Features, image: str | None, label: str | None, kept: Sequence[str] = ()) -> Columns:
+def find_columns(
+    features: Mapping[str, object], image: str | None, label: str | None, kept: Sequence[str] = ()
+) -> Columns:
     """Resolve column names, guessing those not given. Raises DatasetError naming what is there."""
     found = f"the columns are {', '.join(features)}"
     for name in (image, label, *kept):

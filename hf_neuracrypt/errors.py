@@ -35,7 +35,7 @@ class LeakError(NeuraCryptError):
 
 
 class HubError(NeuraCryptError):
-    """The Hub cannot be reached, refuses, or holds something else."""
+    """The Hub, or a model's endpoint, cannot be reached, refuses, or holds something else."""
 
 
 @contextmanager

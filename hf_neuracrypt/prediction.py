@@ -1,26 +1,28 @@
-"""Queries of the owner: encrypt here, classify with the stock pipeline, name the labels here.
+"""Queries of the owner: encrypt here, let a model classify ciphertexts (here; elsewhere: `remote`), name labels here.
 
 The model's `config.json` says how its training images were encrypted; a key or config that does not match is an error
 before any work, not chance accuracy after it.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from safetensors import SafetensorError
 
 from hf_neuracrypt.encoders import load_encoder
+from hf_neuracrypt.encoders.base import Encoder
 from hf_neuracrypt.errors import ConfigError, HubError, ImageError, KeyMismatchError, NeuraCryptError, first_line
 from hf_neuracrypt.hub import explain, may_be_repository, offline, read_small_file
 from hf_neuracrypt.images import prepare
 from hf_neuracrypt.keys import SecretKey
 from hf_neuracrypt.record import Record
+from hf_neuracrypt.transform import encrypt_prepared
 
 
 MAX_CONFIG_BYTES = 10_000_000
@@ -89,10 +91,24 @@ def matching_record(records: Sequence[Record], key_id: str, what: str) -> Record
     raise KeyMismatchError(f"{what} was trained under the key {known}; this key is {key_id}")
 
 
+def model_record(model: str, key: SecretKey) -> Record:
+    """How the images a model learned from were encrypted, if that was with this key.
+
+    Raises:
+        KeyMismatchError: it was trained under other keys, or on plain images.
+        NeuraCryptError: it cannot be read, or contradicts itself.
+    """
+    config = load_model_config(model)
+    record = matching_record(model_records(config), key.id, model)
+    if not record.config.representation and getattr(config, "image_size", None) != record.config.image_size:
+        raise ConfigError(f"{model} contradicts itself: its input is not as large as the images it learned from")
+    return record
+
+
 def encrypt_images(
-    images: Sequence[object], record: Record, key: SecretKey, names: Sequence[str]
+    images: Sequence[object], encoder: Encoder, names: Sequence[str]
 ) -> list[Image.Image] | torch.Tensor:
-    """Encrypt a few images as `record` says: PIL images that the stock pipeline takes, or patch representations.
+    """Encrypt a few images: PIL images that the stock pipeline takes, or patch representations.
 
     Raises:
         ImageError: naming the image by its entry in `names`.
@@ -100,13 +116,46 @@ def encrypt_images(
     plain = []
     for image, name in zip(images, names, strict=True):
         try:
-            plain.append(prepare(image, record.config))
+            plain.append(prepare(image, encoder.config))
         except ImageError as error:
             raise ImageError(f"{name} cannot be encrypted: {error}") from None
-    encrypted = load_encoder(record.config, key).encrypt(torch.from_numpy(np.stack(plain)).permute(0, 3, 1, 2))
-    if record.config.representation:
-        return encrypted
-    return [Image.fromarray(pixels) for pixels in encrypted.permute(0, 2, 3, 1).contiguous().numpy()]
+    return encrypt_prepared(plain, encoder)
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """Both sides of a query: the owner's encoder and label names, and a model that sees ciphertexts alone.
+
+    Args:
+        encoder: of the config and key that the model's images were encrypted with.
+        true_names: of hidden labels, by the names the model has for them; empty if nothing is hidden.
+        classify: the model, here or elsewhere: (ciphertexts, top_k) -> for each, `{"label": str, "score": float}` by
+            falling score.
+    """
+
+    encoder: Encoder
+    true_names: dict[str, str]
+    classify: Callable[[list[Image.Image] | torch.Tensor, int], Iterable[list[dict]]]
+
+    @classmethod
+    def of(cls, record: Record, key: SecretKey, classify: Callable) -> "Classifier":
+        """Raises NeuraCryptError if the record's label names were sealed with another key."""
+        names = json.loads(key.unseal(record.sealed_labels, "label names")) if record.sealed_labels else {}
+        return cls(load_encoder(record.config, key), names, classify)
+
+    def answer(self, encrypted: list[Image.Image] | torch.Tensor, top_k: int) -> Iterator[list[dict]]:
+        """What the model says of ciphertexts, one by one; hidden labels by their true names."""
+        for answer in self.classify(encrypted, top_k):
+            yield [{**entry, "label": self.true_names.get(entry["label"], entry["label"])} for entry in answer]
+
+
+def local_classifier(model: str, key: SecretKey) -> Classifier:
+    """A model, by folder or Hub id, that runs on this machine. Raises as `model_record`, before any work."""
+    record = model_record(model, key)
+    if record.config.representation:  # no pipeline takes what is no image
+        return Classifier.of(record, key, representation_classifier(model))
+    stock = load_pipeline(model)
+    return Classifier.of(record, key, lambda encrypted, top_k: stock(encrypted, top_k=top_k))
 
 
 def predict(
@@ -124,19 +173,8 @@ def predict(
     Returns:
         For each image, `{"label": str, "score": float}` by falling score; hidden labels are shown by their true names.
     """
-    config = load_model_config(model)
-    record = matching_record(model_records(config), key.id, model)
-    if not record.config.representation and getattr(config, "image_size", None) != record.config.image_size:
-        raise ConfigError(f"{model} contradicts itself: its input is not as large as the images it learned from")
-    true_names = json.loads(key.unseal(record.sealed_labels, "label names")) if record.sealed_labels else {}
-    encrypted = encrypt_images(images, record, key, names)
-    if record.config.representation:  # no pipeline takes what is no image
-        answers = representation_classifier(model)(encrypted, top_k)
-    else:
-        answers = load_pipeline(model)(encrypted, top_k=top_k)
-    return [
-        [{**entry, "label": true_names.get(entry["label"], entry["label"])} for entry in answer] for answer in answers
-    ]
+    classifier = local_classifier(model, key)
+    return list(classifier.answer(encrypt_images(images, classifier.encoder, names), top_k))
 
 
 def representation_classifier(model: str) -> Callable[[torch.Tensor, int], list[list[dict]]]:

@@ -71,15 +71,15 @@ def show_examples(output: Path, examples: list[Path]) -> None:
     from PIL import Image
     from transformers import pipeline
 
-    from hf_neuracrypt import SecretKey
+    from hf_neuracrypt import SecretKey, load_encoder
     from hf_neuracrypt.prediction import encrypt_images, load_model_config, model_records
 
     model = str(output / "model")
-    record, names = model_records(load_model_config(model))[0], [str(path) for path in examples]
+    config, names = model_records(load_model_config(model))[0].config, [str(path) for path in examples]
     rows = {"plain": [(Image.open(path), "") for path in examples]}
     classify = pipeline("image-classification", model=model)
     for title, key_file in (("encrypted", "hospital.key"), ("wrong key", "wrong.key")):
-        encrypted = encrypt_images(examples, record, SecretKey.load(output / key_file), names)
+        encrypted = encrypt_images(examples, load_encoder(config, SecretKey.load(output / key_file)), names)
         answers = classify(encrypted, top_k=1)
         rows[title] = [(image, f"→ {answer[0]['label']}") for image, answer in zip(encrypted, answers)]
     draw(output / "picture.png", rows)

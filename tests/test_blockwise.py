@@ -275,7 +275,7 @@ def test_a_job_of_another_scheme(key_file, tmp_path):
     splits = training.load_splits(str(tmp_path / "out"))
     record, key = training.checked_records(splits)[0], SecretKey.load(key_file)
     assert record == Record(make_config("etc", {"variant": "madono", "block_size": 8}), key.id)
-    (query,) = prediction.encrypt_images([plain[3]["img"]], record, key, ["x"])
+    (query,) = prediction.encrypt_images([plain[3]["img"]], load_encoder(record.config, key), ["x"])
     stored = load_from_disk(str(tmp_path / "out"))["train"][3]["image"]
     assert query.tobytes() == stored.tobytes() != prepare(plain[3]["img"], record.config).tobytes()
 

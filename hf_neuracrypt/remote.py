@@ -1,0 +1,164 @@
+"""A model that is served elsewhere: ciphertexts go out, labels come back, through `huggingface_hub.InferenceClient`.
+
+Notable decisions
+- Nothing on the server is ours: any server that answers as a stock `pipeline("image-classification")` does will do.
+- What goes out is a PNG of pixels: no file name, no key id, no metadata. An access token goes to Hugging Face alone.
+- What comes back is a stranger's, and is looked at before it is shown.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+import numpy as np
+from huggingface_hub import InferenceClient
+from huggingface_hub.errors import HfHubHTTPError, InferenceTimeoutError, OfflineModeIsEnabled
+from PIL import Image
+
+from hf_neuracrypt.errors import ConfigError, DatasetError, HubError, KeyMismatchError, NeuraCryptError, first_line
+from hf_neuracrypt.hub import TRANSPORT_ERROR, may_be_repository
+from hf_neuracrypt.images import to_png
+from hf_neuracrypt.keys import SecretKey
+from hf_neuracrypt.prediction import Classifier, model_record
+from hf_neuracrypt.record import Record
+from hf_neuracrypt.sources import stored_record
+
+
+TIMEOUT = 60  # seconds without a byte of an answer
+STOCK_TOP_K = 5  # how many labels a stock pipeline gives unasked
+HUGGING_FACE = ("huggingface.co", "huggingface.cloud", "hf.space")
+ADDRESS = ("http://", "https://")
+
+
+def remote_classifier(
+    endpoint: str, key: SecretKey, model: str | None = None, encrypted: str | None = None
+) -> Classifier:
+    """A model behind an address, or one that Hugging Face serves. The key's id is compared before anything is sent.
+
+    Args:
+        endpoint: http(s) address that takes an image by POST, or a Hub id.
+        key: the key its training images were encrypted with.
+        model: folder or Hub id of the served model, which says how they were. Default: `endpoint`, if it is a Hub id.
+        encrypted: instead of `model`: the encrypted dataset it learned from, by folder or Hub id.
+
+    Raises:
+        KeyMismatchError: that was another key.
+        ConfigError: the scheme's ciphertexts are no images.
+        NeuraCryptError: in one line.
+    """
+    check_endpoint(endpoint)
+    if model is not None and encrypted is not None:
+        raise NeuraCryptError("how to encrypt is said by --model or by --encrypted: give one of them")
+    if encrypted is not None:
+        record = _dataset_record(encrypted, key)
+    elif model is None and endpoint.startswith(ADDRESS):
+        raise NeuraCryptError(
+            f"{endpoint} does not say how to encrypt for it: give --model, or --encrypted, the dataset it learned from"
+        )
+    else:
+        record = model_record(model or endpoint, key)
+    if record.config.representation:
+        raise ConfigError(f"ciphertexts of {record.config.scheme} are no images, which is all that an endpoint takes")
+    return Classifier.of(record, key, Endpoint(endpoint))
+
+
+def check_endpoint(endpoint: str) -> None:
+    """Raises NeuraCryptError for what is neither an address nor a Hub id."""
+    if not endpoint.startswith(ADDRESS):
+        if "://" in endpoint or not may_be_repository(endpoint):
+            raise NeuraCryptError(f"{endpoint} is no endpoint: give an address (https://…), or a Hub id")
+        return
+    try:
+        parts = urlsplit(endpoint)
+        known = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        known = False
+    if not known:
+        raise NeuraCryptError(f"{endpoint} is no address")
+    if parts.username or parts.password:
+        raise NeuraCryptError(f"the address on {parts.hostname} holds a user name or password: leave them out")
+
+
+def _dataset_record(name: str, key: SecretKey) -> Record:
+    record = stored_record(name)
+    if record is None:
+        raise DatasetError(f"{name} is not encrypted: --encrypted is the encrypted dataset that the model learned from")
+    if record.key_id != key.id:
+        raise KeyMismatchError(f"{name} was encrypted under the key {record.key_id}; this key is {key.id}")
+    return record
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A served model, called as a local one is: (ciphertexts, top_k) -> answers, one request each."""
+
+    address: str
+
+    def __call__(self, encrypted: Sequence[Image.Image], top_k: int) -> Iterator[list[dict]]:
+        for image in encrypted:
+            yield self._ask(to_png(np.asarray(image)), top_k)
+
+    def _ask(self, png: bytes, top_k: int) -> list[dict]:
+        more = top_k > STOCK_TOP_K  # then the client wraps the image in JSON, which not every server takes
+        headers = {} if more else {"content-type": "image/png"}
+        if not self._is_hugging_face:
+            headers["authorization"] = None  # or the client would send the Hub's token to whoever is there
+        client = InferenceClient(self.address, provider="hf-inference", timeout=TIMEOUT, headers=headers)
+        with _one_line(self.address):
+            answer = client.image_classification(png, top_k=top_k if more else None)
+        return _checked(answer, self.address)[:top_k]
+
+    @property
+    def _is_hugging_face(self) -> bool:
+        if not self.address.startswith(ADDRESS):
+            return True
+        parts = urlsplit(self.address)
+        return parts.scheme == "https" and f".{parts.hostname}".endswith(tuple(f".{host}" for host in HUGGING_FACE))
+
+
+def _checked(answer: list, address: str) -> list[dict]:
+    """Labels and scores by falling score. Raises HubError for anything else."""
+    entries = [(entry.get("label"), entry.get("score")) for entry in answer if isinstance(entry, dict)]
+    good = [
+        {"label": label, "score": float(score)}
+        for label, score in entries
+        if isinstance(label, str) and label.isprintable() and type(score) in (int, float) and math.isfinite(score)
+    ]
+    if not answer or len(good) != len(answer):
+        raise HubError(f"the answer of {address} is no list of labels and scores: it serves no image classification")
+    return sorted(good, key=lambda entry: -entry["score"])
+
+
+@contextmanager
+def _one_line(address: str) -> Iterator[None]:
+    """What goes wrong on the way, in one line. Raises HubError."""
+    try:
+        yield
+    except InferenceTimeoutError:
+        raise HubError(f"{address} has not answered for {TIMEOUT} seconds: try again") from None
+    except OfflineModeIsEnabled:
+        raise HubError(f"cannot reach {address}: HF_HUB_OFFLINE is set") from None
+    except HfHubHTTPError as error:
+        raise HubError(_explain_status(error, address)) from None
+    except TRANSPORT_ERROR as error:
+        raise HubError(f"cannot reach {address}: {first_line(error)}") from None
+    # The client's own complaints (a Hub model of another task), and an answer that is no JSON or of another shape.
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        reason = f" ({first_line(error)})" if "task" in str(error) else ""
+        raise HubError(f"{address} gives no answer of an image classification{reason}") from None
+
+
+def _explain_status(error: HfHubHTTPError, address: str) -> str:
+    status = error.response.status_code
+    if status == 401:
+        return f"{address} asks who you are (status 401): set HF_TOKEN; it is sent to Hugging Face's hosts alone"
+    if status == 403:
+        return f"{address} does not let you ask (status 403): use a token that may"
+    if status == 404:
+        return f"nothing is served at {address} (status 404): check it; a model on the Hub needs an Inference Endpoint"
+    if status == 503:
+        return f"{address} is still loading the model, or is overloaded (status 503): try again in a minute"
+    said = "".join(filter(str.isprintable, error.server_message or ""))[:200]
+    return f"{address} refuses the image (status {status}){f': {said}' if said else ''}"
