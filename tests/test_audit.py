@@ -12,7 +12,7 @@ from datasets import Dataset
 from hf_neuracrypt import cards, store
 from hf_neuracrypt.audit.attacks import attack
 from hf_neuracrypt.audit.ciphertext import matching, thumbnail
-from hf_neuracrypt.audit.known import quality, ridge
+from hf_neuracrypt.audit.known import quality, redraw, ridge
 from hf_neuracrypt.audit.pairs import Pairs, cut, join
 from hf_neuracrypt.audit.rows import GRADES, ROWS, read_audit
 from hf_neuracrypt.configuration import EncoderConfig
@@ -22,7 +22,7 @@ from hf_neuracrypt.images import to_png
 from hf_neuracrypt.keys import SecretKey
 from hf_neuracrypt.record import Record
 from hf_neuracrypt.schemes import SCHEMES, make_config
-from tests.conftest import SMALL_FLAGS, assert_one_line_error, command
+from tests.conftest import SMALL, SMALL_FLAGS, assert_one_line_error, command, make_images
 from tests.loopback_hub import LoopbackHub
 
 
@@ -119,6 +119,16 @@ def test_sixteen_pairs_redraw_photos_that_nobody_knew(insecure_key):
     psnr, _ = quality(other[:8], ridge(first, centred[16:24]))
     mean, _ = quality(other[:8], known.mean(0, keepdims=True).astype(np.uint8).repeat(8, 0))
     assert psnr > 20 and psnr > mean + 6, (psnr, mean)
+
+
+def test_images_that_share_a_background_are_redrawn_too(small_encoder):
+    """Radiographs, digits: what is the same in all of them must not hide the rest from the attack."""
+    coarse = np.random.default_rng(0).integers(0, 2, (40, 4, 4, 3)).repeat(8, 1).repeat(8, 2) * 50
+    images = (make_images(1, 32) // 2 + 20 + coarse).astype(np.uint8).transpose(0, 3, 1, 2).copy()
+    pairs = Pairs(SMALL, images, small_encoder.encrypt(torch.from_numpy(images)).numpy())
+    psnr, _ = quality(images[16:], redraw(pairs, range(16), range(16, 40)))
+    mean, _ = quality(images[16:], images[:16].mean(0, keepdims=True).astype(np.uint8).repeat(24, 0))
+    assert psnr > mean + 6, (psnr, mean)
     assert matching(pairs, thumbnail(pairs, 0)[1], 0).figures["accuracy"] > 0.9
 
 

@@ -1,7 +1,7 @@
 """Attacks with pairs: known plaintext, redrawing images that were not among the pairs, and chosen plaintext."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ Symbols = Callable[[np.ndarray], np.ndarray]
 
 
 def ridge(known: Pairs, unknown: np.ndarray) -> np.ndarray:
-    """Redraw images by one linear map of patches, fitted on pairs.
+    """Redraw images by one linear map of patches, and from two pairs on a mean for each position, fitted on pairs.
 
     Args:
         known: pairs; its ciphertext patches are centred on the mean of all ciphertexts, which an attacker has.
@@ -35,17 +35,18 @@ def ridge(known: Pairs, unknown: np.ndarray) -> np.ndarray:
         uint8 (N, 3, S, S).
     """
     given, target = known.encrypted_centred, known.plain_patches.astype(np.float32)
-    given, target = given.reshape(-1, given.shape[-1]), target.reshape(-1, target.shape[-1])
-    middle, mean = given.mean(0), target.mean(0)
-    given = given - middle
+    # What a position adds to every image, one pair cannot tell from what this image adds.
+    over = (0,) if len(known) > 1 else (0, 1)
+    middle, mean = given.mean(over, keepdims=True), target.mean(over, keepdims=True)
+    given, target = ((side - its).reshape(-1, side.shape[-1]) for side, its in ((given, middle), (target, mean)))
     if len(given) < given.shape[1]:  # the dual form: as many equations as patches
         gram = given @ given.T
         gram[np.diag_indices_from(gram)] += RIDGE * max(np.trace(gram), 1e-6) / given.shape[1]
-        weights = given.T @ solve(gram, target - mean, assume_a="pos")
+        weights = given.T @ solve(gram, target, assume_a="pos")
     else:
         gram = given.T @ given
         gram[np.diag_indices_from(gram)] += RIDGE * max(np.trace(gram), 1e-6) / given.shape[1]
-        weights = solve(gram, given.T @ (target - mean), assume_a="pos")
+        weights = solve(gram, given.T @ target, assume_a="pos")
     redrawn = (unknown - middle) @ weights + mean
     return join(redrawn.round().clip(0, 255).astype(np.uint8), known.config.image_size)
 
@@ -86,6 +87,17 @@ def columns(known: Pairs, unknown: np.ndarray) -> np.ndarray:
     return merge(redrawn)
 
 
+def redraw(pairs: Pairs, known: Sequence[int], unknown: Sequence[int]) -> np.ndarray:
+    """What an attacker who knows some of the pairs makes of the ciphertexts of others: uint8 (N, 3, S, S)."""
+    known, unknown = list(known), list(unknown)
+    given = pairs.take(known)
+    if pairs.config.scheme in PERMUTATION_SCHEMES:
+        return columns(given, pairs.encrypted[unknown])
+    # cached_property keeps its value in the instance: centred on all ciphertexts, not on the pairs alone
+    given.__dict__["encrypted_centred"] = pairs.encrypted_centred[known]
+    return ridge(given, pairs.encrypted_centred[unknown])
+
+
 def quality(plain: np.ndarray, redrawn: np.ndarray) -> tuple[float, float]:
     """Mean PSNR in dB (at most 100) and mean SSIM of uint8 (N, 3, S, S)."""
     window = min(7, plain.shape[-1] - (plain.shape[-1] + 1) % 2)
@@ -111,21 +123,15 @@ def known_plaintext(pairs: Pairs, seed: int) -> tuple[Row, np.ndarray, dict[int,
     baseline, baseline_ssim = quality(truth, mean)
     figures: dict[str, float | int | None] = {"mean_image_psnr": baseline, "mean_image_ssim": baseline_ssim}
     redrawn, needed = {}, None
-    exact = pairs.config.scheme in PERMUTATION_SCHEMES
     counts = [count for count in PAIR_COUNTS if count <= len(pool)]
     for count in tqdm(counts, desc="Known pairs", leave=False):
-        known = pairs.take(pool[:count])
-        if exact:
-            redrawn[count] = columns(known, pairs.encrypted[held_out])
-        else:
-            # cached_property keeps its value in the instance: centred on all ciphertexts, not on the pairs alone
-            known.__dict__["encrypted_centred"] = pairs.encrypted_centred[pool[:count]]
-            redrawn[count] = ridge(known, pairs.encrypted_centred[held_out])
+        redrawn[count] = redraw(pairs, pool[:count], held_out)
         figures[f"psnr_{count}"], figures[f"ssim_{count}"] = quality(truth, redrawn[count])
         if needed is None and figures[f"psnr_{count}"] >= baseline + GAIN_DB:
             needed = count
     figures["pairs_for_3_db"] = needed
     result = NEAR_CHANCE if needed is None else LEAKS if needed <= 16 else WEAK
+    exact = pairs.config.scheme in PERMUTATION_SCHEMES
     attack = "the values of each symbol over the pairs" if exact else "one ridge map of ciphertext patches"
     finding = f"Other images redrawn by {attack}: PSNR in dB and SSIM by number of pairs, against their mean image."
     return Row("known", result, finding, figures), held_out, redrawn

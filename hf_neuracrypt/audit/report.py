@@ -36,15 +36,15 @@ def _pictures(audit: Audit) -> Iterator[list[str]]:
     size = audit.record.config.image_size
     for place, number in enumerate(audit.pictures.shown[:PICTURES]):
         encrypted = audit.pairs.encrypted[number]
-        shown = [audit.pairs.plain[number], encrypted if audit.pairs.is_image else _grey(encrypted, size)]
+        shown = [audit.pairs.plain[number], encrypted if audit.pairs.is_image else patch_means(encrypted, size)]
         shown += [
-            images[place] if images.ndim == 4 else _map(images[place], size)
+            images[place] if images.ndim == 4 else grey_map(images[place], size)
             for images in audit.pictures.redrawn.values()
         ]
-        yield [_address(image) for image in shown]
+        yield [address(image) for image in shown]
 
 
-def _map(values: np.ndarray, size: int) -> np.ndarray:
+def grey_map(values: np.ndarray, size: int) -> np.ndarray:
     """A value for each patch as a grey image, uint8 (3, S, S); its sign is not known to the attacker."""
     grid = round(len(values) ** 0.5)
     low, high = values.min(), values.max()
@@ -52,11 +52,11 @@ def _map(values: np.ndarray, size: int) -> np.ndarray:
     return np.broadcast_to(grey.repeat(size // grid, 0).repeat(size // grid, 1), (3, size, size))
 
 
-def _grey(patches: np.ndarray, size: int) -> np.ndarray:
+def patch_means(patches: np.ndarray, size: int) -> np.ndarray:
     """A patch representation as a picture: the mean of each patch."""
-    return _map(patches.mean(1), size)
+    return grey_map(patches.mean(1), size)
 
 
-def _address(image: np.ndarray) -> str:
+def address(image: np.ndarray) -> str:
     png = to_png(np.ascontiguousarray(image.transpose(1, 2, 0)))
     return "data:image/png;base64," + base64.b64encode(png).decode()
