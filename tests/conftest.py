@@ -25,6 +25,7 @@ from hf_neuracrypt.configuration import EncoderConfig
 from hf_neuracrypt.dataset import EncryptRows, make_plan
 from hf_neuracrypt.encoders import load_encoder
 from hf_neuracrypt.keys import SecretKey
+from hf_neuracrypt.record import Record
 from hf_neuracrypt.writer import Job
 from tests.loopback_hub import LoopbackHub
 
@@ -94,6 +95,16 @@ def vit_config(tmp_path) -> Path:
     (tmp_path / "tiny-vit").mkdir()
     (tmp_path / "tiny-vit" / "config.json").write_text(json.dumps(TINY_VIT))
     return tmp_path / "tiny-vit"
+
+
+def save_model(folder: Path, names: list[str], record: Record) -> None:
+    """A tiny ViT of random weights that says it was trained on what `record` encrypted."""
+    from hf_neuracrypt import training
+
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(TINY_VIT))
+    training.load_model(None, str(folder), names, 32, [record]).save_pretrained(folder)
+    training.stock_processor(32).save_pretrained(folder)
 
 
 def encoded(image: PILImage.Image, kind: str, **options) -> bytes:

@@ -14,7 +14,7 @@ import huggingface_hub
 import pytest
 from PIL import Image
 
-from hf_neuracrypt import answers, prediction, remote, training, writer
+from hf_neuracrypt import answers, prediction, remote, writer
 from hf_neuracrypt.dataset import make_plan
 from hf_neuracrypt.encoders import load_encoder
 from hf_neuracrypt.errors import ConfigError, HubError, KeyMismatchError, NeuraCryptError
@@ -33,6 +33,7 @@ from tests.conftest import (
     encoded,
     make_dataset,
     make_images,
+    save_model,
 )  # fmt: skip
 
 
@@ -86,11 +87,7 @@ def work(tmp_path_factory):
     key = SecretKey.load(folder / "a.key")
     neutral = [f"class_{number}" for number in range(3)]
     sealed = key.seal(json.dumps(dict(zip(neutral, NAMES))), "label names")
-    (folder / "vit").mkdir()
-    (folder / "vit" / "config.json").write_text(json.dumps(TINY_VIT))
-    model = training.load_model(None, str(folder / "vit"), neutral, 32, [Record(SMALL, key.id, sealed)])
-    model.save_pretrained(folder / "model")
-    training.stock_processor(32).save_pretrained(folder / "model")
+    save_model(folder / "model", neutral, Record(SMALL, key.id, sealed))
     (folder / "photos" / "ward").mkdir(parents=True)
     for number, pixels in enumerate(make_images(4, 40)):
         Image.fromarray(pixels).save(folder / "photos" / "ward" / f"jane_{number}.jpg")
