@@ -188,7 +188,7 @@ def page(owner: Owner):
         try:
             return function(*words)
         except NeuraCryptError as error:
-            raise gr.Error(f"This picture cannot be encrypted: {error}") from None
+            raise gr.Error(f"This picture cannot be encrypted: {error}", print_exception=False) from None
 
     def ask(path: str | None, wrong_key: bool) -> str:
         return said(owner.ask, path, wrong_key) if path else "<p class='note'>Pick or drop a picture.</p>"
@@ -204,6 +204,7 @@ def page(owner: Owner):
                     type="filepath", image_mode=None, format="png", sources=["upload", "clipboard"], buttons=[],
                     label="Drop a picture", height=230, elem_id="picture",
                 )  # fmt: skip
+                picture.preprocess = lambda sent: sent and sent.path  # only `prepare` opens what may be any file
                 shown = list(owner.examples[:SHOWN])
                 gr.HTML("<div class='note'>or pick one of yours</div>")
                 examples = gr.Gallery(
