@@ -70,10 +70,14 @@ def answer_files(classifier: Classifier, files: Sequence[Path], top_k: int, show
                         tqdm.write(rejected[-1], sys.stderr)
             if not good:
                 continue
-            for file, answer in zip(good, classifier.answer(encrypt_prepared(prepared, classifier.encoder), top_k)):
-                show(file, answer)
-                answered += 1
-                bar.update()
+            try:
+                for file, answer in zip(good, classifier.answer(encrypt_prepared(prepared, classifier.encoder), top_k)):
+                    show(file, answer)
+                    answered += 1
+                    bar.update()
+            except NeuraCryptError as error:
+                before = f" ({answered} of {len(files)} images were answered before that)" if answered else ""
+                raise type(error)(f"{error}{before}") from None
     if not answered:
         raise ImageError(rejected[0] + (f"; nor can the other {len(rejected) - 1}" if len(rejected) > 1 else ""))
     return len(rejected)

@@ -16,7 +16,6 @@ import sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 from PIL import Image
-from transformers import pipeline
 
 
 MAX_BYTES = 50_000_000
@@ -74,6 +73,9 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at")
     parser.add_argument("--port", type=int, default=8000, help="0: any that is free")
     options = parser.parse_args()
+
+    from transformers import pipeline
+
     try:
         classify = pipeline("image-classification", model=options.model, model_kwargs={"use_safetensors": True})
         server = HTTPServer((options.host, options.port), Handler)

@@ -99,7 +99,7 @@ def test_alone_it_shows_its_help():
         assert shown.stdout == (f"{__version__}\n" if words else alone.stdout)
 
 
-@pytest.mark.parametrize("script", ["train", "evaluate", "walkthrough", "benchmark"])
+@pytest.mark.parametrize("script", ["train", "evaluate", "walkthrough", "benchmark", "serve"])
 def test_scripts_have_help_with_an_example(script):
     shown = command(f"scripts/{script}.py", "--help")
     assert shown.returncode == 0 and f"scripts/{script}.py " in shown.stdout
