@@ -347,9 +347,10 @@ def predict(
 
     Exit status 3: done, but some images could not be read and were left out.
 
-    Example: hf-neuracrypt predict --model model/ --key-file hospital.key photo.jpg
-
-    Example: hf-neuracrypt predict --endpoint https://… --encrypted encrypted/ --key-file hospital.key photos/
+    \b
+    Examples:
+      hf-neuracrypt predict --model model/ --key-file hospital.key photo.jpg
+      hf-neuracrypt predict --endpoint https://… --encrypted encrypted/ --key-file hospital.key photos/
     """
     if model is None and endpoint is None:
         raise NeuraCryptError("who is to be asked? give --model for a model on this machine, or --endpoint")
