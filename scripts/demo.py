@@ -9,6 +9,7 @@ end; the key stays in the memory of this process.
 """
 
 import argparse
+import base64
 import html
 import os
 import signal
@@ -29,17 +30,16 @@ from hf_neuracrypt import SecretKey, load_encoder
 from hf_neuracrypt.answers import find_images
 from hf_neuracrypt.encoders.base import Encoder
 from hf_neuracrypt.errors import ImageError, NeuraCryptError, one_line_errors
-from hf_neuracrypt.images import prepare
+from hf_neuracrypt.images import prepare, to_png
 from hf_neuracrypt.prediction import Classifier, local_classifier
 from hf_neuracrypt.transform import encrypt_prepared
 
 
 with one_line_errors():  # if SciPy is not installed
-    from hf_neuracrypt.audit.attacks import in_place
     from hf_neuracrypt.audit.ciphertext import thumbnail
     from hf_neuracrypt.audit.known import PAIR_COUNTS, quality, redraw
     from hf_neuracrypt.audit.pairs import Pairs
-    from hf_neuracrypt.audit.report import address, grey_map, patch_means
+    from hf_neuracrypt.audit.report import grey_map, patch_means
 
 EXAMPLES = 288  # images that the attacker's pairs are taken from
 SHOWN = 12
@@ -137,7 +137,8 @@ class Owner:
         plain = prepare(image, encoder.config)
         others = self.examples[(self.examples != plain).any((1, 2, 3))]  # no pair of what is to be redrawn
         images = np.concatenate([others, plain[None]]).transpose(0, 3, 1, 2).copy()
-        pairs = Pairs(encoder.config, images, in_place(encoder, torch.from_numpy(images)).numpy())
+        encrypt = encoder.represent if encoder.config.representation else encoder.encrypt  # patches not shuffled
+        pairs = Pairs(encoder.config, images, encrypt(torch.from_numpy(images)).numpy())
         target, size = len(others), encoder.config.image_size
         mean = images[:target].mean(0, keepdims=True).round().astype(np.uint8)
         figures = [
@@ -167,7 +168,8 @@ def _visible(encrypted: object, size: int) -> np.ndarray:
 
 def _figure(image: np.ndarray, title: str, note: str) -> str:
     caption = f"<figcaption>{title}<small>{note}</small></figcaption>"
-    return f"<figure><img src='{address(image)}' alt='{title}'>{caption}</figure>"
+    png = base64.b64encode(to_png(np.ascontiguousarray(image.transpose(1, 2, 0)))).decode()
+    return f"<figure><img src='data:image/png;base64,{png}' alt='{title}'>{caption}</figure>"
 
 
 def _bar(entry: dict) -> str:

@@ -138,11 +138,11 @@ def _linkability(pairs: Pairs, seed: int) -> Row:
     few = pairs.take(range(min(len(pairs), ciphertext.LINKED_IMAGES)))
     encoder = load_encoder(pairs.config, SecretKey(hashlib.sha256(f"audit {seed}".encode()).digest()))
     batches = (torch.from_numpy(few.plain[start : start + 32]) for start in range(0, len(few), 32))
-    again = [in_place(encoder, batch).numpy() for batch in batches]
+    again = [_in_place(encoder, batch).numpy() for batch in batches]
     return ciphertext.linkability(few, Pairs(pairs.config, few.plain, np.concatenate(again)), seed)
 
 
-def in_place(encoder: Encoder, images: torch.Tensor) -> torch.Tensor:
+def _in_place(encoder: Encoder, images: torch.Tensor) -> torch.Tensor:
     """Ciphertexts, patches not shuffled."""
     return encoder.represent(images) if encoder.config.representation else encoder.encrypt(images)
 

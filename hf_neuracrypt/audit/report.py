@@ -41,7 +41,7 @@ def _pictures(audit: Audit) -> Iterator[list[str]]:
             images[place] if images.ndim == 4 else grey_map(images[place], size)
             for images in audit.pictures.redrawn.values()
         ]
-        yield [address(image) for image in shown]
+        yield [_address(image) for image in shown]
 
 
 def grey_map(values: np.ndarray, size: int) -> np.ndarray:
