@@ -57,6 +57,6 @@ def patch_means(patches: np.ndarray, size: int) -> np.ndarray:
     return grey_map(patches.mean(1), size)
 
 
-def address(image: np.ndarray) -> str:
+def _address(image: np.ndarray) -> str:
     png = to_png(np.ascontiguousarray(image.transpose(1, 2, 0)))
     return "data:image/png;base64," + base64.b64encode(png).decode()
