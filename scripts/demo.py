@@ -93,11 +93,13 @@ class Owner:
         classifier: the model, and the encoder of the owner's key.
         stranger: the encoder of a random key, for questions that must fail.
         examples: prepared images, uint8 (N, S, S, 3): those to pick from come first; the attacker knows pairs of them.
+        encrypted: their ciphertexts, as `Pairs` has them.
     """
 
     classifier: Classifier
     stranger: Encoder
     examples: np.ndarray
+    encrypted: np.ndarray
 
     @classmethod
     def of(cls, model: str, key: SecretKey, examples: Sequence[Path]) -> "Owner":
@@ -113,7 +115,9 @@ class Owner:
                 tqdm.write(f"{examples[number]} is left out: {error}", sys.stderr)
         if len(prepared) < FEWEST:
             raise NeuraCryptError(f"the page needs {FEWEST} example images or more, there are {len(prepared)}")
-        return cls(classifier, load_encoder(config, SecretKey.generate()), np.stack(prepared))
+        encrypted = [_in_place(classifier.encoder, image) for image in prepared]
+        stranger = load_encoder(config, SecretKey.generate())
+        return cls(classifier, stranger, np.stack(prepared), np.concatenate(encrypted))
 
     def ask(self, image: object, wrong_key: bool) -> str:
         """The picture, its ciphertext and the model's answer, as HTML. Raises ImageError."""
@@ -135,11 +139,10 @@ class Owner:
         """What attacks of the audit make of the picture's ciphertext, as HTML. Raises ImageError."""
         encoder = self.classifier.encoder
         plain = prepare(image, encoder.config)
-        others = self.examples[(self.examples != plain).any((1, 2, 3))]  # no pair of what is to be redrawn
-        images = np.concatenate([others, plain[None]]).transpose(0, 3, 1, 2).copy()
-        encrypt = encoder.represent if encoder.config.representation else encoder.encrypt  # patches not shuffled
-        pairs = Pairs(encoder.config, images, encrypt(torch.from_numpy(images)).numpy())
-        target, size = len(others), encoder.config.image_size
+        others = (self.examples != plain).any((1, 2, 3))  # no pair of what is to be redrawn
+        images = np.concatenate([self.examples[others], plain[None]]).transpose(0, 3, 1, 2)
+        pairs = Pairs(encoder.config, images, np.concatenate([self.encrypted[others], _in_place(encoder, plain)]))
+        target, size = len(images) - 1, encoder.config.image_size
         mean = images[:target].mean(0, keepdims=True).round().astype(np.uint8)
         figures = [
             _figure(images[target], "Your picture", "nobody else has it"),
@@ -156,6 +159,12 @@ class Owner:
             f"yours. For comparison, the mean picture: PSNR {baseline:.1f} dB. Attacks tried, not attacks possible.</p>"
         )
         return _tiles(figures, 140) + note
+
+
+def _in_place(encoder: Encoder, image: np.ndarray) -> np.ndarray:
+    """The ciphertext of a prepared image, uint8 (1, 3, S, S) or float32 (1, P, D), its patches not shuffled."""
+    encrypt = encoder.represent if encoder.config.representation else encoder.encrypt
+    return encrypt(torch.from_numpy(image.transpose(2, 0, 1)[None].copy())).numpy()
 
 
 def _visible(encrypted: object, size: int) -> np.ndarray:
