@@ -339,7 +339,7 @@ def predict(
         typer.Option(help="With an address and no --model: the encrypted dataset it learned from, folder or Hub id."),
     ] = None,
     passphrase_file: PassphraseFile = None,
-    top_k: Annotated[int, typer.Option(min=1, help="Labels for each image.")] = 5,
+    top_k: Annotated[int, typer.Option(min=1, metavar="N", help="Labels for each image.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
     output: Annotated[Path | None, typer.Option(help="Write the answers to a new file, .csv or .jsonl.")] = None,
 ) -> None:

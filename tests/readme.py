@@ -23,6 +23,7 @@ README = ROOT / "README.md"
 NOT_RUN = {
     "make demo": "minutes long; CI runs both targets",
     "pip install": "needs a package index",
+    "hf-neuracrypt predict --endpoint": "needs a server: test_remote.py has one on loopback",
     "# several processes": "many processes, GPUs or nodes: test_scripts.py runs the launchers, small",
 }
 INSTEAD = {

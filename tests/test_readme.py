@@ -120,7 +120,7 @@ def known_options(script: str | None, subcommand: str) -> set[str]:
             r"^    (\w+): .* field\(", source, re.M
         )
         return {f"--{name}" for name in names}
-    return set(re.findall(r'"(--[a-z_]+)"', source))
+    return set(re.findall(r'"(--[a-z_-]+)"', source))
 
 
 def test_every_option_exists():
