@@ -133,13 +133,11 @@ def choose_splits(splits, data_args: DataArguments, seed: int):
 
     data = splits.data
     name = "train" if "train" in data else next(iter(data))
-    train_split = data[name]
     eval_name = next((other for other in ("validation", "val", "test") if other in data and other != name), None)
     if eval_name is not None:
-        eval_split = data[eval_name]
+        train_split, eval_split = data[name], data[eval_name]
     else:
-        parts = train_split.train_test_split(data_args.train_val_split, seed=seed)
-        train_split, eval_split = parts["train"], parts["test"]
+        train_split, eval_split = training.hold_out(splits, data_args.train_val_split, seed)
     return (
         training.undecoded(split.select(range(min(limit or len(split), len(split)))), splits.columns)
         for split, limit in ((train_split, data_args.max_train_samples), (eval_split, data_args.max_eval_samples))

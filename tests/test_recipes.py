@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 
 import pytest
 import torch
@@ -105,6 +106,37 @@ def test_one_run_with_everything_switched_on(folder):
     assert (end - start)[:, 0].abs().max() < 0.01 < (end - start)[:, 1:].abs().max()  # the alignment moved patches
     answer = pipeline("image-classification", model=str(folder / "all"))(make_dataset(1, size=32)[0]["img"])
     assert len(answer) == 3 and "auto_map" not in json.loads((folder / "all" / "config.json").read_text())
+
+
+def test_a_stopped_run_continues_to_the_same_weights(script, folder):
+    """Under torch.compile, which must not show in what is saved, and with accumulation; the optimiser is fused."""
+    common = ["--torch_compile", "--torch_compile_backend", "aot_eager", "--per_device_train_batch_size", "8"]
+    common += ["--gradient_accumulation_steps", "2", "--num_train_epochs", "2", "--save_steps", "5"]
+    weights = []
+    for output in ("whole", "stopped"):
+        if output == "stopped":  # as a run leaves its folder that is killed after five of its eight steps
+            shutil.copytree(folder / "whole" / "checkpoint-5", folder / "stopped" / "checkpoint-5")
+        parsed = script.parse(flags_of(folder, output, *common))
+        assert parsed[-1].optim == "adamw_torch_fused"
+        script.main(*parsed)
+        weights.append(load_file(folder / output / "model.safetensors"))
+        assert json.loads((folder / output / "trainer_state.json").read_text())["global_step"] == 8
+    start = load_file(folder / "whole" / "checkpoint-5" / "model.safetensors")
+    assert set(weights[0]) == set(load_file(folder / "pretrained" / "model.safetensors"))
+    for name, expected in weights[0].items():
+        torch.testing.assert_close(weights[1][name], expected, atol=1e-6, rtol=0)
+    assert any((start[name] != expected).any() for name, expected in weights[0].items())
+
+
+def test_the_best_model_comes_back_whole(script, folder):
+    """The first of two evaluations is made the better one: the second epoch's rate is past all reason."""
+    rates = ["--learning_rate", "0.5", "--lr_scheduler_type", "constant", "--warmup_steps", "0", "--recipe", "usual"]
+    parsed = script.parse(flags_of(folder, "best", *rates, "--early_stopping", "3", "--num_train_epochs", "2"))
+    parsed[-1].metric_for_best_model, parsed[-1].greater_is_better, parsed[-1].save_total_limit = "loss", False, None
+    script.main(*parsed)
+    best = json.loads((folder / "best" / "trainer_state.json").read_text())["best_model_checkpoint"]
+    kept, saved = load_file(folder / "best" / "model.safetensors"), load_file(f"{best}/model.safetensors")
+    assert best.endswith("checkpoint-8") and all(torch.equal(kept[name], saved[name]) for name in saved)
 
 
 def test_two_ranks_learn_what_one_process_with_twice_the_batch_does(folder):
