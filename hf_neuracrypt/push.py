@@ -172,8 +172,9 @@ def _finishing_files(
     if any(file.rfilename == "README.md" for file in info.siblings):
         existing = Path(api.hf_hub_download(info.id, "README.md", repo_type="dataset", revision=info.sha)).read_text()
     card = cards.dataset_card(
-        record, written["rows"], list(revision.features), info.id, _metadata(record, revision), existing, license, audit
-    )
+        record, written["rows"], list(revision.features), info.id, _metadata(record, revision), existing, license,
+        audit, written.get("views"),
+    )  # fmt: skip
     manifest = record.to_dict() | {name: written[name] for name in ("rows", "views") if name in written}
     manifest["files"] = revision.files
     texts = {"README.md": card, store.MANIFEST: store.to_text(manifest | {"sha256": store.checksum(manifest)})}
