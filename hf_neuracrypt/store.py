@@ -66,8 +66,9 @@ def parse_manifest(text: str, where: str) -> dict:
         isinstance(entry, dict) and isinstance(entry.get("sha256"), str) for entry in files.values()
     ):
         raise DatasetError(f"{where} does not list the files with their sha256")
-    views = manifest.get("views", {"count": 1})
-    if not isinstance(views, dict) or type(views.get("count")) is not int or views["count"] < 1:
+    views = manifest.get("views", {"count": 1, "flip": False})
+    kinds = [type(views.get(name)) for name in ("count", "flip")] if isinstance(views, dict) else []
+    if kinds != [int, bool] or views["count"] < 1:
         raise DatasetError(f"{where} does not say how many views each image has")
     if rows.get(TRAIN, 0) % views["count"]:
         raise DatasetError(f"{where} contradicts itself: its rows are not {views['count']} for each image")
