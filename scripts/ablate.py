@@ -221,7 +221,7 @@ def train(row: Row, data: Data, seed: int) -> dict:
                 average.update_parameters(model)
             total += loss.item()
         accuracies.append(accuracy(average or model, test, data.test_labels))
-    return {"accuracy": accuracies, "loss": total / steps}
+    return {"accuracy": accuracies, "loss": round(total / steps, 4)}
 
 
 def loss_of(
@@ -249,7 +249,7 @@ def accuracy(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor)
     with torch.autocast("cpu", torch.bfloat16):
         answers = torch.cat([model(pixel_values=to_float(part)).logits.argmax(-1) for part in images.split(100)])
     model.train()
-    return float((answers == labels).float().mean())
+    return round(float((answers == labels).float().mean()), 4)
 
 
 def draw(results: list[dict], path: Path) -> None:
