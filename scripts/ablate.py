@@ -7,7 +7,8 @@ It trains on the first images of the training split and tests on the first of th
 training split (of a smaller one, the last), without labels, are the public ones of the same kind, and crops of
 scikit-image's and scikit-learn's photos those of another kind. What the file already holds is not run again. Every
 start draws a new key. Images stay in memory and a bfloat16 loop stands in for `Trainer`: one cycle of the learning
-rate, AdamW, the rates of the recipe. Rows with LoRA need `peft`.
+rate, AdamW, the rates of the recipe. Rows with LoRA need `peft`. Before training, a row is probed: what a ridge
+regression on the frozen model's class token tells, of 600 images; `--epochs 0` does nothing else.
 """
 
 import argparse
@@ -24,11 +25,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
 from hf_neuracrypt import EncoderConfig, SecretKey, load_encoder
-from hf_neuracrypt.alignment import align, fold
+from hf_neuracrypt.alignment import Alignment, align, fold, to_patches
 from hf_neuracrypt.dataset import find_columns
 from hf_neuracrypt.errors import one_line_errors
 from hf_neuracrypt.images import make_views, prepare
-from hf_neuracrypt.recipes import EMBEDDING_FACTOR, RECIPES
+from hf_neuracrypt.recipes import EMBEDDING_FACTOR, PROBED, RECIPES, probe
 from hf_neuracrypt.sources import load_source
 from hf_neuracrypt.training import load_model
 
@@ -43,7 +44,7 @@ class Row:
 
     title: str
     plain: bool = False
-    public: str | None = None  # "same" or "photos"
+    public: str | None = None  # "same", "negatives" of the same, or "photos"
     cutmix: float = 0.0  # share of batches in which rectangles of whole patches come from another image
     views: int = 1  # the owner encrypted so many versions of an image; each epoch sees another one
     flip: bool = False  # ciphertexts are flipped: what one must not do
@@ -63,6 +64,7 @@ ROWS = [
     Row("aligned start", **ALIGNED),
     Row("aligned start, five encrypted views", **ALIGNED, views=5),
     Row("aligned start, unrelated photos", public="photos"),
+    Row("aligned start, negatives", public="negatives"),
     Row("aligned start, patch CutMix", **ALIGNED, cutmix=0.5),
     Row("aligned start, layer-wise decay 0.75", **ALIGNED, layer_decay=0.75),
     Row("aligned start, averaged weights", **ALIGNED, average=0.99),
@@ -128,7 +130,8 @@ class Data:
             return photos(4_000, self.config)
         rows = len(self.splits["train"])
         start = min(10_000, max(self.args.train, rows - 4_000))
-        return self._read("train", start, min(4_000, rows - start))[0]
+        images = self._read("train", start, min(4_000, rows - start))[0]
+        return 255 - images if kind == "negatives" else images
 
     def versions(self, row: Row) -> list[torch.Tensor]:
         """Training images, a tensor for each epoch in turn."""
@@ -171,6 +174,14 @@ def with_lora(model: torch.nn.Module, kind: str) -> torch.nn.Module:
     return model
 
 
+def explained(alignment: Alignment, data: Data) -> float:
+    """The share of the variance of true patches that the decrypted ones explain, over 500 images."""
+    patch = data.config.patch_size
+    true = to_patches(to_float(data.plain[:500]), patch).flatten(1, 2)
+    guess = alignment.decrypt(to_float(data.cipher[:500]), patch)
+    return 1 - float((guess - true).square().mean() / (true - true.mean(0)).square().mean())
+
+
 def is_embedding(name: str) -> bool:
     return "patch_embeddings" in name or "classifier" in name
 
@@ -187,25 +198,29 @@ def groups_of(model: torch.nn.Module, row: Row) -> list[dict]:
 
 
 def train(row: Row, data: Data, seed: int) -> dict:
-    """Accuracy after each epoch, and the last training loss."""
+    """What the row starts from, accuracy after each epoch, and the last training loss."""
     args, generator = data.args, torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     names = [str(label) for label in range(int(data.labels.max()) + 1)]
-    model = load_model(args.model, None, names, args.image_size, [])
+    model, start = load_model(args.model, None, names, args.image_size, []), {}
     if row.public:
         public = to_float(data.public(row.public))
-        fold(model, align(to_float(data.cipher[:4000]), public, data.config.patch_size, seed))
+        alignment = align(to_float(data.cipher[:4000]), public, data.config.patch_size, seed)
+        fold(model, alignment)
+        start["explained"] = round(explained(alignment, data), 4)
+    pixels = to_float((data.plain if row.plain else data.cipher)[:PROBED])
+    start["probe"] = round(probe(model, pixels, data.labels[:PROBED]), 4)
     if row.lora:
         model = with_lora(model, row.lora)
     groups = groups_of(model, row)
     optimizer = torch.optim.AdamW(groups, weight_decay=DECAY)
     versions, steps = data.versions(row), len(data.labels) // BATCH
     rates = [group["lr"] for group in groups]
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, args.epochs * steps, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, max(1, args.epochs * steps), pct_start=0.1)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(row.average)) if row.average else None
     backbone = [p for name, p in model.named_parameters() if not is_embedding(name) and "position" not in name]
     backbone = [parameter for parameter in backbone if parameter.requires_grad]
-    test, accuracies = data.plain_test if row.plain else data.cipher_test, []
+    test, accuracies, total = data.plain_test if row.plain else data.cipher_test, [], 0.0
     for epoch in range(args.epochs):
         for parameter in backbone:
             parameter.requires_grad_(epoch >= row.frozen_epochs)
@@ -221,7 +236,7 @@ def train(row: Row, data: Data, seed: int) -> dict:
                 average.update_parameters(model)
             total += loss.item()
         accuracies.append(accuracy(average or model, test, data.test_labels))
-    return {"accuracy": accuracies, "loss": round(total / steps, 4)}
+    return start | {"accuracy": accuracies, "loss": round(total / steps, 4)}
 
 
 def loss_of(
@@ -259,7 +274,7 @@ def draw(results: list[dict], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    ink = "#808890"
+    ink, results = "#808890", [entry for entry in results if entry["accuracy"]]
     titles = list(dict.fromkeys(f"{entry['row']} ({len(entry['accuracy'])} epochs)" for entry in results))[::-1]
     figure, axes = pyplot.subplots(figsize=(8, 0.5 * len(titles) + 1))
     for place, title in enumerate(titles):

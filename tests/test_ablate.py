@@ -64,4 +64,5 @@ def test_a_row_runs_once_and_is_drawn(tmp_path):
         assert result.returncode == 0, result.stderr
         results = json.loads((tmp_path / "a.json").read_text())
         assert [entry["row"] for entry in results] == titles
+        assert all(0 <= entry["probe"] <= 1 for entry in results) and results[2]["explained"] < 1
     assert (tmp_path / "a.png").stat().st_size > 1000
