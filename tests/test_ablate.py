@@ -51,6 +51,18 @@ def test_what_learns_and_how_fast(ablate):
     assert [lower, upper] == [ablate.RATE / 4, ablate.RATE / 2]
 
 
+@pytest.mark.parametrize("kind", ["trained", "frozen"])
+def test_lora_freezes_the_backbone(ablate, kind):
+    pytest.importorskip("peft")
+    model = ablate.with_lora(ViTForImageClassification(ViTConfig(**TINY_VIT)), kind)
+    groups = ablate.groups_of(model, ablate.Row("row"))
+    learning = {id(parameter) for group in groups for parameter in group["params"]}
+    names = [name for name, parameter in model.named_parameters() if id(parameter) in learning]
+    assert any("patch_embeddings" in name for name in names) == (kind == "trained")
+    assert any("position_embeddings" in name for name in names) and any("classifier" in name for name in names)
+    assert all("lora" in name for name in names if ".layers." in name) and any(".layers." in name for name in names)
+
+
 def test_a_row_runs_once_and_is_drawn(tmp_path):
     size = {"train": make_dataset(80, size=32), "test": make_dataset(10, size=32, seed=1)}
     DatasetDict(size).save_to_disk(str(tmp_path / "plain"))
