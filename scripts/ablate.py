@@ -15,7 +15,7 @@ import argparse
 import functools
 import json
 import statistics
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +44,8 @@ class Row:
 
     title: str
     plain: bool = False
-    public: str | None = None  # "same", "negatives" of the same, or "photos"
+    public: str | None = None  # "same" or "photos"
+    wrong_sign: bool = False  # the map gives negatives
     cutmix: float = 0.0  # share of batches in which rectangles of whole patches come from another image
     views: int = 1  # the owner encrypted so many versions of an image; each epoch sees another one
     flip: bool = False  # ciphertexts are flipped: what one must not do
@@ -64,7 +65,7 @@ ROWS = [
     Row("aligned start", **ALIGNED),
     Row("aligned start, five encrypted views", **ALIGNED, views=5),
     Row("aligned start, unrelated photos", public="photos"),
-    Row("aligned start, negatives", public="negatives"),
+    Row("aligned start, wrong sign", **ALIGNED, wrong_sign=True),
     Row("aligned start, patch CutMix", **ALIGNED, cutmix=0.5),
     Row("aligned start, layer-wise decay 0.75", **ALIGNED, layer_decay=0.75),
     Row("aligned start, averaged weights", **ALIGNED, average=0.99),
@@ -130,8 +131,7 @@ class Data:
             return photos(4_000, self.config)
         rows = len(self.splits["train"])
         start = min(10_000, max(self.args.train, rows - 4_000))
-        images = self._read("train", start, min(4_000, rows - start))[0]
-        return 255 - images if kind == "negatives" else images
+        return self._read("train", start, min(4_000, rows - start))[0]
 
     def versions(self, row: Row) -> list[torch.Tensor]:
         """Training images, a tensor for each epoch in turn."""
@@ -206,6 +206,8 @@ def train(row: Row, data: Data, seed: int) -> dict:
     if row.public:
         public = to_float(data.public(row.public))
         alignment = align(to_float(data.cipher[:4000]), public, data.config.patch_size, seed)
+        if row.wrong_sign:
+            alignment = replace(alignment, to_plain=-alignment.to_plain)
         fold(model, alignment)
         start["explained"] = round(explained(alignment, data), 4)
     pixels = to_float((data.plain if row.plain else data.cipher)[:PROBED])

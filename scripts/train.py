@@ -29,7 +29,7 @@ class ModelArguments:
         default=None,
         metadata={
             "help": "Plain images anybody may see, of roughly the same kind, no labels: a folder or a Hub id. The "
-            "patch embedding then starts from what their statistics tell about the encryption."
+            "patch embedding then starts from what their statistics tell about the encryption, if that helps."
         },
     )
     class_weights: bool = field(default=False, metadata={"help": "Rare classes count as much as frequent ones."})
