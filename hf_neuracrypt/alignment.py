@@ -2,10 +2,11 @@
 
 A ciphertext patch is nearly an affine function of the plain patch under it, the same at every position but for a
 constant. So the covariances of ciphertext patches with their neighbours are those of plain patches seen through one
-unknown matrix, and covariances at a dozen offsets pin a matrix down, up to its sign (the idea of second-order blind
-identification: AMUSE, Tong et al. 1991; SOBI, Belouchrani et al. 1997). Public images of roughly the same kind supply
-the plain side. What that leaves inexact, nearest neighbours improve: 3 x 3 windows of patches are matched between the
-two sets and the map is fitted again to the matches (iterative closest points).
+unknown matrix, and covariances at a dozen offsets pin a matrix down, up to signs (the idea of second-order blind
+identification: AMUSE, Tong et al. 1991; SOBI, Belouchrani et al. 1997). Third moments tell a sign from the other:
+pictures are no negatives. Public images of roughly the same kind supply the plain side. What that leaves inexact,
+nearest neighbours improve: 3 x 3 windows of patches are matched between the two sets and the map is fitted again to the
+matches (iterative closest points).
 
 **This uses no secret, and it is an attack**: whoever holds enough ciphertexts and similar pictures can compute the map,
 and approximate images with it. It is here because a cloud that can learn well from ciphertexts is a cloud that can do
@@ -23,7 +24,8 @@ from hf_neuracrypt.errors import NeuraCryptError
 
 
 PLAIN_COMPONENTS, CIPHER_COMPONENTS, LEADING = 64, 128, 32
-STARTS = 24  # random combinations of offsets; the one that fits all of them best is kept
+STARTS = 12  # random combinations of offsets; the one that fits all of them best is kept
+THIRD = 0.3  # what agreement of third moments weighs, in the first half of each search
 ROUNDS = 5  # of matching; more of them drift
 MATCHED = 240, 640  # images whose windows are matched, on either side
 MAX_PATCHES = 200_000  # on either side: 4,000 images of 49 patches, 1.2 GB of float32 for both
@@ -78,11 +80,9 @@ def align(cipher: torch.Tensor, public: torch.Tensor, patch_size: int, seed: int
     hidden = _Whitened(to_patches(cipher, patch_size), CIPHER_COMPONENTS)
     leading = min(LEADING, len(plain.scale), len(hidden.scale))
     start = torch.zeros(len(hidden.scale), len(plain.scale))
-    start[:leading, :leading] = _match_covariances(hidden.values[..., :leading], plain.values[..., :leading], generator)
-    # Covariances do not see a sign: the right one is that under which windows of patches find closer neighbours.
-    trials = [_Matching(hidden, plain, sign * start).run(2, seed) for sign in (1, -1)]
-    best = min(trials, key=lambda trial: trial.distance).run(ROUNDS - 2, seed + 1)
-    to_plain = hidden.basis / hidden.scale @ best.map @ (plain.basis * plain.scale).T
+    start[:leading, :leading] = _match_moments(hidden.values[..., :leading], plain.values[..., :leading], generator)
+    found = _Matching(hidden, plain, start).run(ROUNDS, generator)
+    to_plain = hidden.basis / hidden.scale @ found @ (plain.basis * plain.scale).T
     return Alignment(to_plain, hidden.mean.flatten(0, 1), plain.mean.flatten(0, 1))
 
 
@@ -125,11 +125,29 @@ def _covariances(values: torch.Tensor) -> torch.Tensor:
     return torch.stack(found).double()
 
 
-def _match_covariances(cipher: torch.Tensor, plain: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """The orthogonal matrix (K, K) under which the covariances of `cipher` are most like those of `plain`, at every
-    offset at once; its sign is arbitrary."""
+def _third_moments(values: torch.Tensor) -> torch.Tensor:
+    """Of patches (B, g, g, K) with themselves, the patch to the right, the patch below: float64 (3, K, K, K).
+
+    Entry (i, j, k) is the mean of the values i and j of a patch times the value k of the other one.
+    """
+    grid, components, found = values.shape[1], values.shape[-1], []
+    for dy, dx in ((0, 0), (0, 1), (1, 0)):
+        here = values[:, : grid - dy, : grid - dx].flatten(0, 2)
+        there = values[:, dy:, dx:].flatten(0, 2)
+        total = torch.zeros(components**2, components)
+        for a, b in zip(here.split(20_000), there.split(20_000)):
+            total += (a[:, :, None] * a[:, None, :]).flatten(1).T @ b
+        found.append(total.reshape(components, components, components) / len(here))
+    return torch.stack(found).double()
+
+
+def _match_moments(cipher: torch.Tensor, plain: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """The orthogonal matrix (K, K) under which covariances of `cipher`, at every offset, and third moments are most
+    like those of `plain`."""
     ours, theirs = _covariances(cipher), _covariances(plain)
-    best, best_loss = None, float("inf")
+    ours3, theirs3 = _third_moments(cipher), _third_moments(plain)
+    scale, scale3 = theirs.square().sum(), theirs3.square().sum()
+    best, best_score = None, -float("inf")
     for _ in range(STARTS):
         weights = torch.rand(len(ours), 1, 1, generator=generator, dtype=torch.float64)
         # Eigenvectors of one random combination correspond by rank, up to their signs ...
@@ -139,28 +157,42 @@ def _match_covariances(cipher: torch.Tensor, plain: torch.Tensor, generator: tor
         agreement = ((v.T @ ours @ v) * (u.T @ theirs @ u)).sum(0)
         signs = torch.linalg.eigh(agreement + agreement.T)[1][:, -1].sign()
         rotation = v @ torch.diag(signs) @ u.T
-        for _ in range(60):  # alternating Procrustes: each step increases the agreement of all offsets
-            left, _, right = torch.linalg.svd((ours @ rotation @ theirs.mT + ours.mT @ rotation @ theirs).sum(0))
+        # Covariances do not see a sign of the whole; third moments change theirs with it.
+        if (_turned(ours3, rotation) * theirs3).sum() < 0:
+            rotation = -rotation
+        for step in range(60):  # alternating Procrustes: each step increases the agreement
+            towards = (ours @ rotation @ theirs.mT + ours.mT @ rotation @ theirs).sum(0) / (2 * scale)
+            if step < 30:  # then covariances alone, which are known more exactly
+                half = torch.einsum("oijk,jb,kc->oibc", ours3, rotation, rotation)
+                third = 2 * torch.einsum("oibc,oabc->ia", half, theirs3)
+                third += torch.einsum("oijk,ia,jb,oabc->kc", ours3, rotation, rotation, theirs3)
+                towards += THIRD * third / (3 * scale3)
+            left, _, right = torch.linalg.svd(towards)
             rotation = left @ right
-        loss = float((rotation.T @ ours @ rotation - theirs).square().sum())
-        if loss < best_loss:
-            best, best_loss = rotation, loss
+        turned = _turned(ours3, rotation)
+        score = THIRD * float((turned * theirs3).sum() / (turned.norm() * theirs3.norm()))
+        score -= float((rotation.T @ ours @ rotation - theirs).square().sum() / scale)
+        if score > best_score:
+            best, best_score = rotation, score
     return best.float()
+
+
+def _turned(moments: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
+    return torch.einsum("oijk,ia,jb,kc->oabc", moments, rotation, rotation, rotation)
 
 
 class _Matching:
     """Rounds of: match windows of patches between ciphertexts and public images, fit the map (K', K) to the matches."""
 
     def __init__(self, cipher: _Whitened, plain: _Whitened, start: torch.Tensor):
-        self.cipher, self.plain, self.map, self.distance = cipher, plain, start, float("inf")
+        self.cipher, self.plain, self.map = cipher, plain, start
         self.trust = torch.full((start.shape[1],), 0.05)  # how well each plain component is predicted
         self.trust[:16] = torch.linspace(1, 0.2, 16)[: len(self.trust)]
 
-    def run(self, rounds: int, seed: int) -> "_Matching":
-        generator = torch.Generator().manual_seed(seed)
+    def run(self, rounds: int, generator: torch.Generator) -> torch.Tensor:
         for _ in range(rounds):
             self._round(generator)
-        return self
+        return self.map
 
     def _round(self, generator: torch.Generator) -> None:
         ours, theirs = (
@@ -174,7 +206,6 @@ class _Matching:
         y = _windows((theirs * weight)[..., used])
         inner = (x.bfloat16() @ y.bfloat16().T).float()  # bfloat16: neighbours, not distances, matter
         distance = x.square().sum(1)[:, None] + y.square().sum(1) - 2 * inner
-        self.distance = float(distance.amin(1).mean() / x.square().sum(1).mean())
         a, b = _middles(ours), _middles(theirs)
         # Both ways: the nearest public window of each ciphertext window, and the other way round.
         back = a[distance.argmin(0)]

@@ -43,6 +43,7 @@ def dataset_card(
     existing: str | None = None,
     license: str | None = None,
     audit: Mapping | None = None,
+    views: Mapping | None = None,
 ) -> str:
     """The README.md of an encrypted dataset.
 
@@ -55,6 +56,7 @@ def dataset_card(
         existing: the README.md that is there now.
         license: an identifier that the Hub knows.
         audit: the content of an `audit.json`, from `audit.rows.read_audit`; only its figures are shown.
+        views: of the manifest: how many rows each image of `train` has, and whether some are mirrored; None: one.
     """
     old = DatasetCard(existing, ignore_metadata_errors=True) if existing else None
     data = old.data if old else DatasetCardData()
@@ -83,6 +85,7 @@ def dataset_card(
         kept_columns=[column for column in columns if column not in ("image", "label")],
         protection=protection(hidden),
         audit=audit,
+        views=views,
     )
     before, after = _around(old.text if old else "")
     return f"---\n{data.to_yaml()}\n---\n{before}{BEGIN}\n{body}{END}\n{after}"

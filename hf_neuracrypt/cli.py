@@ -120,6 +120,19 @@ def encrypt(
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="For another --scheme: variant=madono, say. Repeatable."),
     ] = None,
+    views: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=64,
+            metavar="N",
+            help="Rows for each image of the split train: itself, then versions of it moved by up to an eighth of the "
+            "side. Later, on ciphertexts, nothing can be augmented. More views also tell an attacker more.",
+        ),
+    ] = 1,
+    flip: Annotated[
+        bool, typer.Option("--flip", help="Mirror half of these versions, too: wrong for digits, text, left and right.")
+    ] = False,
     shard_size: Annotated[int, typer.Option(min=1, metavar="N", help="Size of a shard file, in MB.")] = 500,
     on_error: Annotated[OnError, typer.Option(help="At a row that cannot be encrypted: stop, or skip and list it.")] = (
         OnError.stop
@@ -159,6 +172,8 @@ def encrypt(
     config = make_config(scheme, {k: v for k, v in given.items() if v is not None} | parse_options(scheme_option or ()))
     if rank >= world_size:
         raise NeuraCryptError(f"--rank {rank} is not below --world-size {world_size}: ranks count from 0")
+    if flip and views == 1:
+        raise NeuraCryptError("--flip is about the versions of an image: give --views 2 or more")
     check_places(dataset, key_file, output)
     key = _load_key(key_file, passphrase_file)
 
@@ -170,7 +185,7 @@ def encrypt(
         dataset, config, key, output, image_column=image_column, label_column=label_column,
         keep_columns=keep_column or (), hide_labels=hide_labels, max_rows=max_rows, shard_bytes=shard_size * 1_000_000,
         skip=on_error == OnError.skip, max_bad_fraction=max_bad_fraction, streaming=streaming, num_proc=num_proc,
-        rank=rank, world_size=world_size, device=device,
+        rank=rank, world_size=world_size, device=device, views=views, flip=flip,
     )  # fmt: skip
     if not complete:
         return _note(f"Rank {rank} of {world_size} has done its part; {output} is complete when all have.")

@@ -30,7 +30,7 @@ from datasets import (
 
 from hf_neuracrypt.encoders.base import Encoder
 from hf_neuracrypt.errors import DatasetError, ImageError
-from hf_neuracrypt.images import prepare, to_png
+from hf_neuracrypt.images import make_views, prepare, to_png
 from hf_neuracrypt.record import Record, records_of
 
 
@@ -38,6 +38,7 @@ IMAGE_COLUMNS = ("image", "img", "pixel_values")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
 # Rows of 150 kB: the writer's default of 1,000 rows would hold 150 MB.
 WRITER_BATCH_SIZE = 100
+ENCRYPTED_AT_ONCE = 64  # a batch of images with views is several times as large
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +107,8 @@ class EncryptRows:
         first_row: the row of the split that index 0 stands for.
         skip: leave out rows that cannot be encrypted, and note them in `rejected`, instead of stopping.
         progress: told how many rows each batch had.
+        views: rows stored for each image, one after the other: itself, then `make_views` of it.
+        flip: see `make_views`.
     """
 
     def __init__(
@@ -116,9 +119,11 @@ class EncryptRows:
         first_row: int = 0,
         skip: bool = False,
         progress: Callable[[int], object] | None = None,
+        views: int = 1,
+        flip: bool = False,
     ):
         self.encoder, self.columns, self.labels, self.first_row = encoder, columns, labels, first_row
-        self.skip, self.progress = skip, progress
+        self.skip, self.progress, self.views, self.flip = skip, progress, views, flip
         self.rejected: list[dict] = []
 
     def __call__(self, batch: dict[str, list], indices: list[int]) -> dict[str, list]:
@@ -139,7 +144,11 @@ class EncryptRows:
                 self.rejected.append({"row": self.first_row + index, "reason": str(error)})
                 continue
             good.append(position)
-        rows: dict[str, list] = {"image": self._encrypt(images[: len(good)])}
+        plain = images[: len(good)]
+        if self.views > 1:
+            plain = np.array([view for image in plain for view in make_views(image, self.views, self.flip)], np.uint8)
+            labels, good = np.repeat(labels, self.views).tolist(), np.repeat(good, self.views).tolist()
+        rows: dict[str, list] = {"image": self._encrypt(plain.reshape(-1, size, size, 3))}
         if self.columns.label is not None:
             rows["label"] = labels
         if self.progress:
@@ -162,7 +171,8 @@ class EncryptRows:
             return list(pool.map(prepared, sources))
 
     def _encrypt(self, images: np.ndarray) -> list[dict] | list[np.ndarray]:
-        encrypted = self.encoder.encrypt(torch.from_numpy(images).permute(0, 3, 1, 2))
+        parts = torch.from_numpy(images).permute(0, 3, 1, 2).split(ENCRYPTED_AT_ONCE)
+        encrypted = torch.cat([self.encoder.encrypt(part) for part in parts])
         if self.encoder.config.representation:
             return list(encrypted.numpy())
         pixels = encrypted.permute(0, 2, 3, 1).contiguous().numpy()

@@ -6,10 +6,12 @@ Notable decisions
   hid under alpha would otherwise be encrypted, and come back out of a known-plaintext attack); animations and
   multi-page files give their first frame.
 - Plain images are resized once, before encryption, by the config's method.
+- Views, too, are made before encryption, and follow from the image's own pixels: the same on any machine, in any order.
 - The PNG writer stores the pixels uncompressed (ciphertext does not compress) in blocks laid out here, so a file's
   bytes depend on the ciphertext alone, not on a version of Pillow or zlib.
 """
 
+import hashlib
 import io
 import os
 import struct
@@ -50,6 +52,27 @@ def prepare(source: object, config: PublicConfig) -> np.ndarray:
     if image.size != size:
         image = image.resize(size, Image.Resampling.BILINEAR)
     return np.asarray(image)
+
+
+def make_views(image: np.ndarray, count: int, flip: bool = False) -> list[np.ndarray]:
+    """The image, and versions of it to learn from: moved by up to an eighth of its side, and some of them mirrored.
+
+    Args:
+        image: uint8 RGB (S, S, 3), from `prepare`.
+        count: how many, the image itself among them; it is the first.
+        flip: half of the others are mirrored, left to right: wrong for digits, text, and sides of a body.
+
+    Returns:
+        uint8 arrays of the image's shape; what an edge leaves empty is reflected.
+    """
+    size, reach = image.shape[0], image.shape[0] // 8
+    chance = hashlib.shake_256(image.tobytes()).digest(3 * count)
+    padded, views = np.pad(image, ((reach, reach), (reach, reach), (0, 0)), "reflect"), [image]
+    for top, left, side in zip(*(chance[start : 3 * (count - 1) : 3] for start in range(3))):
+        top, left = (value * (2 * reach + 1) >> 8 for value in (top, left))
+        view = padded[top : top + size, left : left + size]
+        views.append(view[:, ::-1] if flip and side % 2 else view)
+    return views
 
 
 def to_rgb(image: Image.Image, background: str = "#ffffff") -> Image.Image:

@@ -28,6 +28,8 @@ def encrypt_source(
     rank: int = 0,
     world_size: int = 1,
     device: str = "cpu",
+    views: int = 1,
+    flip: bool = False,
 ) -> bool:
     """Load a source and encrypt it into a folder; the arguments are those of `hf-neuracrypt encrypt`.
 
@@ -40,6 +42,7 @@ def encrypt_source(
     from hf_neuracrypt.dataset import make_plan
     from hf_neuracrypt.encoders import load_encoder
     from hf_neuracrypt.sources import identity, is_table, load_source, stored_record
+    from hf_neuracrypt.store import TRAIN
     from hf_neuracrypt.workers import encrypt_to_folder
     from hf_neuracrypt.writer import Job
 
@@ -49,11 +52,13 @@ def encrypt_source(
     splits = dict(load_source(dataset, streaming))
     if max_rows is not None:
         splits = {name: _first_rows(split, max_rows) for name, split in splits.items()}
+    if views > 1 and TRAIN not in splits:
+        raise DatasetError(f"--views are of the split {TRAIN!r}: {dataset} has {', '.join(splits)}")
     encoder = load_encoder(config, key, device=device)
     plan = make_plan(splits, encoder, image_column, label_column, keep_columns, hide_labels)
     job = Job(
         splits, plan, output, identity(dataset) if streaming else "", shard_bytes,
-        skip=skip, max_bad_fraction=max_bad_fraction,
+        skip=skip, max_bad_fraction=max_bad_fraction, views=views, flip=flip and views > 1,
     )  # fmt: skip
     return encrypt_to_folder(job, num_proc, rank, world_size)
 
@@ -78,7 +83,7 @@ def encrypt_again(
         DatasetError: `folder` is none of ours, or the source has other images than it had then.
     """
     from hf_neuracrypt.record import Record
-    from hf_neuracrypt.store import MANIFEST, is_unfinished, read_manifest
+    from hf_neuracrypt.store import MANIFEST, TRAIN, is_unfinished, read_manifest, views_of
 
     old = read_manifest(folder)
     record = Record.from_dict(old)
@@ -88,7 +93,7 @@ def encrypt_again(
         encrypt_source(
             dataset, record.config, key, output, image_column=image_column, label_column=label_column,
             keep_columns=_kept_columns(folder), hide_labels=record.sealed_labels is not None, max_rows=max_rows,
-            num_proc=num_proc,
+            num_proc=num_proc, views=views_of(old, TRAIN), flip=old.get("views", {}).get("flip", False),
         )  # fmt: skip
     new = read_manifest(output)
     if new["key_id"] != key.id or new["config"] != old["config"]:

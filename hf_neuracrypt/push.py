@@ -98,7 +98,7 @@ def push_dataset(
         url = _commit(
             api,
             info,
-            _finishing_files(api, info, record, manifest["rows"], revision, guard, license, audited),
+            _finishing_files(api, info, record, manifest, revision, guard, license, audited),
             revision,
         )
         if gated or (public and info.private):
@@ -164,7 +164,7 @@ def _upload(
 
 
 def _finishing_files(
-    api: HfApi, info, record: Record, rows: dict, revision: Revision, guard: Guard, license: str | None,
+    api: HfApi, info, record: Record, written: dict, revision: Revision, guard: Guard, license: str | None,
     audit: dict | None,
 ) -> dict[str, str]:  # fmt: skip
     """README.md and neuracrypt.json of the new revision."""
@@ -172,9 +172,11 @@ def _finishing_files(
     if any(file.rfilename == "README.md" for file in info.siblings):
         existing = Path(api.hf_hub_download(info.id, "README.md", repo_type="dataset", revision=info.sha)).read_text()
     card = cards.dataset_card(
-        record, rows, list(revision.features), info.id, metadata(record, revision), existing, license, audit
-    )
-    manifest = record.to_dict() | {"rows": rows, "files": revision.files}
+        record, written["rows"], list(revision.features), info.id, metadata(record, revision), existing, license,
+        audit, written.get("views"),
+    )  # fmt: skip
+    manifest = record.to_dict() | {name: written[name] for name in ("rows", "views") if name in written}
+    manifest["files"] = revision.files
     texts = {"README.md": card, store.MANIFEST: store.to_text(manifest | {"sha256": store.checksum(manifest)})}
     for name, text in texts.items():
         guard.check_bytes(text.encode(), name)

@@ -3,6 +3,7 @@
 What each is worth is in model_cards/ablation.md. A flag that the user gives always wins over a recipe's.
 """
 
+import copy
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -39,6 +40,7 @@ RECIPES = {
         "max_grad_norm": 1.0,
     },
 }
+PROBED = 600  # labelled images that decide on an aligned start
 EMBEDDING_FACTOR = 5  # the patch embedding and the head start further from their goal than the pre-trained rest
 
 
@@ -66,8 +68,11 @@ def optimizer_of(recipe: str, args: TrainingArguments, model: PreTrainedModel, p
     return cls, options
 
 
-def aligned_start(model: PreTrainedModel, split: Dataset, columns: Columns, public_images: str, seed: int) -> None:
+def aligned_start(model: PreTrainedModel, split: Dataset, columns: Columns, public_images: str, seed: int) -> bool:
     """Fold the map that `alignment` finds between ciphertexts and public images into the model's embeddings.
+
+    Public images may be of too different a kind. So labels decide: the map is dropped again if the frozen model then
+    sees less in ciphertexts than before.
 
     Args:
         model: pre-trained on plain images; changed in place.
@@ -75,6 +80,9 @@ def aligned_start(model: PreTrainedModel, split: Dataset, columns: Columns, publ
         columns: of `split`.
         public_images: folder or Hub id of plain images of roughly the same kind; labels are not needed.
         seed: chooses the images, where there are more than are needed.
+
+    Returns:
+        Whether the map was kept.
 
     Raises:
         DatasetError: there are no such images, or they are encrypted.
@@ -88,20 +96,55 @@ def aligned_start(model: PreTrainedModel, split: Dataset, columns: Columns, publ
     public = splits["train"] if "train" in splits else next(iter(splits.values()))
     public_columns = replace(find_columns(public.features, None, None), label=None)
     size, patch_size = model.config.image_size, model.config.patch_size
-    cipher = _pixels(split, Collator(replace(columns, label=None), size), patch_size, seed)
-    plain = _pixels(undecoded(public, public_columns), Collator(public_columns, size, plain=True), patch_size, seed)
-    alignment.fold(model, alignment.align(cipher, plain, patch_size, seed))
-    logging.getLogger(__name__).info("aligned %d ciphertexts with %d public images", len(cipher), len(plain))
+    cipher, labels = _images(split, Collator(columns, size), patch_size, seed)
+    plain, _ = _images(undecoded(public, public_columns), Collator(public_columns, size, plain=True), patch_size, seed)
+    found = alignment.align(cipher, plain, patch_size, seed)
+    embeddings, probed = model.base_model.embeddings, (cipher[:PROBED], labels[:PROBED])
+    usual, before = copy.deepcopy(embeddings.state_dict()), probe(model, *probed)
+    alignment.fold(model, found)
+    after, log = probe(model, *probed), logging.getLogger(__name__)
+    log.info("%d ciphertexts and %d public images: probe %.3f, before %.3f", len(cipher), len(plain), after, before)
+    if after < before:
+        embeddings.load_state_dict(usual)
+        log.warning("%s do not help: training starts as it would without them", public_images)
+    return after >= before
 
 
-def _pixels(split: Dataset, collator: Collator, patch_size: int, seed: int) -> torch.Tensor:
-    """As many images as an alignment takes: float32 (B, 3, S, S)."""
+@torch.no_grad()
+def probe(model: PreTrainedModel, pixels: torch.Tensor, labels: torch.Tensor) -> float:
+    """How much the frozen model sees: the share of images whose label a ridge regression on the class token, learned
+    on three quarters of the images, tells of the others.
+
+    Args:
+        model: a ViT.
+        pixels: float32 (B, 3, S, S) in [-1, 1].
+        labels: int64 (B,).
+    """
+    training = model.training
+    model.eval()
+    x = torch.cat([model.base_model(pixel_values=part).last_hidden_state[:, 0] for part in pixels.split(100)]).double()
+    model.train(training)
+    x, y = x - x.mean(0), torch.nn.functional.one_hot(labels).double()
+    fold, right = torch.arange(len(x)) % 4, 0
+    for held in range(4):
+        known, mean = x[fold != held], y[fold != held].mean(0)
+        gram = known.T @ known
+        gram += 0.1 * gram.diagonal().mean() * torch.eye(len(gram))
+        weights = torch.linalg.solve(gram, known.T @ (y[fold != held] - mean))
+        right += int(((x[fold == held] @ weights + mean).argmax(1) == labels[fold == held]).sum())
+    return right / len(x)
+
+
+def _images(split: Dataset, collator: Collator, patch_size: int, seed: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """As many images as an alignment takes, float32 (B, 3, S, S), and their labels, if there are any."""
     count = min(len(split), alignment.MAX_PATCHES // (collator.size // patch_size) ** 2)
     chosen = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))[:count].tolist()
     parts = [split.select(chosen[start : start + 100]) for start in range(0, count, 100)]
     if not parts:
         raise NeuraCryptError("there are no images to align")
-    return torch.cat([collator(list(part))["pixel_values"] for part in parts])
+    batches = [collator(list(part)) for part in parts]
+    labels = torch.cat([batch["labels"] for batch in batches]) if collator.columns.label else None
+    return torch.cat([batch["pixel_values"] for batch in batches]), labels
 
 
 def balanced_loss(labels: list[int], classes: int) -> Callable:

@@ -55,7 +55,13 @@ def identity(name: str) -> str:
 
 
 def stored_record(name: str) -> Record | None:
-    """The record in the `neuracrypt.json` beside a local or published dataset; None for a plain one.
+    """The record in the `neuracrypt.json` beside a local or published dataset; see `stored_manifest`."""
+    manifest = stored_manifest(name)
+    return Record.from_dict(manifest) if manifest else None
+
+
+def stored_manifest(name: str) -> dict | None:
+    """The `neuracrypt.json` beside a local or published dataset; None for a plain one.
 
     Raises:
         DatasetError: the file is damaged, or the folder unfinished.
@@ -63,9 +69,8 @@ def stored_record(name: str) -> Record | None:
     """
     folder = Path(name)
     if folder.exists():
-        return Record.from_dict(read_manifest(folder)) if (folder / MANIFEST).exists() else None
-    manifest = published_manifest(name) if may_be_repository(name) else None
-    return Record.from_dict(manifest) if manifest else None
+        return read_manifest(folder) if (folder / MANIFEST).exists() else None
+    return published_manifest(name) if may_be_repository(name) else None
 
 
 def published_manifest(name: str, revision: str | None = None) -> dict | None:

@@ -23,6 +23,7 @@ REJECTED = "rejected.jsonl"
 UNFINISHED = ".unfinished"
 JOB = "job.json"  # a folder is unfinished as long as it has this file
 MAX_MANIFEST_BYTES = 64_000_000
+TRAIN = "train"  # the one split whose images may have several views
 
 
 def is_unfinished(folder: Path) -> bool:
@@ -66,11 +67,22 @@ def parse_manifest(text: str, where: str) -> dict:
         isinstance(entry, dict) and isinstance(entry.get("sha256"), str) for entry in files.values()
     ):
         raise DatasetError(f"{where} does not list the files with their sha256")
+    views = manifest.get("views", {"count": 1, "flip": False})
+    kinds = [type(views.get(name)) for name in ("count", "flip")] if isinstance(views, dict) else []
+    if kinds != [int, bool] or views["count"] < 1:
+        raise DatasetError(f"{where} does not say how many views each image has")
+    if rows.get(TRAIN, 0) % views["count"]:
+        raise DatasetError(f"{where} contradicts itself: its rows are not {views['count']} for each image")
     for file in files:
         path = PurePosixPath(file)
         if path.is_absolute() or ".." in path.parts or str(path) != file or "\\" in file:
             raise DatasetError(f"{where} names the file {file!r}, which is not inside its folder")
     return manifest
+
+
+def views_of(manifest: dict | None, split: str) -> int:
+    """How many rows each image has in a split, one after the other, itself first (`encrypt --views`)."""
+    return (manifest or {}).get("views", {"count": 1})["count"] if split == TRAIN else 1
 
 
 def verify(folder: str | Path) -> Iterator[tuple[str, str | None]]:

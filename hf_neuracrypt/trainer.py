@@ -1,13 +1,15 @@
 """`Trainer` that publishes with our card, and only what the guard has looked at.
 
 It overrides the three places where `Trainer` talks to the Hub: making the repository, writing the card, uploading a
-checkpoint. The upload itself is Trainer's own, so every `--hub_strategy` works as users know it.
+checkpoint. The upload itself is Trainer's own, so every `--hub_strategy` works as users know it. And it reads a
+checkpoint back whole.
 """
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from huggingface_hub import HfApi, get_token
 from transformers import Trainer
 from transformers.modelcard import extract_hyperparameters_from_trainer
@@ -87,6 +89,22 @@ class PublishingTrainer(Trainer):
             Guard(tokens=[get_token()]).check_folder(Path(checkpoint_folder), CHECKPOINT_FILES)
         with hub_errors(self._repo_name):
             super()._push_from_checkpoint(checkpoint_folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._load_weights(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return super()._load_best_model()
+        self._load_weights(self.state.best_model_checkpoint)
+
+    def _load_weights(self, checkpoint: str) -> None:
+        """All weights of a checkpoint. transformers 5 saves a ViT's layers under the names they had in 4, but Trainer
+        looks for the new ones and goes on without (transformers issue 43701); `from_pretrained` knows both."""
+        saved = type(self.model).from_pretrained(checkpoint, trust_remote_code=False, use_safetensors=True)
+        self.model.load_state_dict(saved.state_dict())
 
     @property
     def _repo_name(self) -> str:

@@ -27,16 +27,25 @@ from hf_neuracrypt.dataset import Columns, find_columns
 from hf_neuracrypt.errors import DatasetError, ImageError, KeyMismatchError, NeuraCryptError
 from hf_neuracrypt.prediction import load_model_config
 from hf_neuracrypt.record import Record, records_of
-from hf_neuracrypt.sources import load_source, stored_record
+from hf_neuracrypt.sources import load_source, stored_manifest
+from hf_neuracrypt.store import TRAIN, views_of
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Splits to learn from: their columns, and the records of their encryption (none: plain images)."""
+    """Splits to learn from.
+
+    Args:
+        data: their rows.
+        columns: which of their columns are image and label.
+        records: of their encryption; none: plain images.
+        images: int64 (rows of the split `train`,), rising: rows of the same number are views of one image.
+    """
 
     data: DatasetDict | IterableDatasetDict
     columns: Columns
     records: list[Record]
+    images: np.ndarray
 
     @property
     def label_names(self) -> list[str]:
@@ -70,23 +79,40 @@ def load_splits(
         HubError: it is on the Hub and cannot be read.
     """
     names = [names] if isinstance(names, str) else list(names)
-    loaded, records = [], []
+    loaded, records, images = [], [], np.empty(0, np.int64)
     for name in names:
-        data, found = _load_one(name)
+        data, found, views = _load_one(name)
         if not found and not plain:
             raise DatasetError(f"{name} is not encrypted: encrypt it first, or give --plain to train on plain images")
         if found and plain:
             raise DatasetError(f"{name} is encrypted (key {found[0].key_id}): leave --plain out")
         loaded.append(data)
         records += [record for record in found if record not in records]
+        rows = np.arange(len(data[TRAIN]) if TRAIN in data else 0)
+        images = np.append(images, rows // views + (images[-1] + 1 if len(images) else 0))
     data = loaded[0] if len(loaded) == 1 else _together(loaded, names)
     columns = find_columns(next(iter(data.values())).features, image_column, label_column)
-    return Splits(data, columns, records)
+    return Splits(data, columns, records, images)
 
 
-def _load_one(name: str) -> tuple[DatasetDict, list[Record]]:
-    """A dataset and its records, which the data carries, or else the manifest beside it."""
-    stored = stored_record(name)
+def hold_out(splits: Splits, share: float, seed: int) -> tuple[Dataset, Dataset]:
+    """The split `train`, or the only one there is, in two: to learn from, and to evaluate on.
+
+    Views of an image stay on one side; of those held out, only the image itself is evaluated.
+    """
+    split = splits.data[TRAIN] if TRAIN in splits.data else next(iter(splits.data.values()))
+    images = splits.images if TRAIN in splits.data else np.arange(len(split))
+    generator, count = np.random.default_rng(seed), int(images[-1]) + 1
+    held = np.isin(images, generator.permutation(count)[: max(1, round(share * count))])
+    first = np.diff(images, prepend=-1) > 0
+    kept, evaluated = (generator.permutation(np.flatnonzero(rows)) for rows in (~held, held & first))
+    return split.select(kept), split.select(evaluated)
+
+
+def _load_one(name: str) -> tuple[DatasetDict, list[Record], int]:
+    """A dataset, its records, which the data carries, or else the manifest beside it, and its views of an image."""
+    manifest = stored_manifest(name)
+    stored = Record.from_dict(manifest) if manifest else None
     data = load_source(name)
     records = records_of(data) or ([stored] if stored else [])
     if stored is not None and stored not in records:
@@ -94,7 +120,7 @@ def _load_one(name: str) -> tuple[DatasetDict, list[Record]]:
             f"{name} contradicts itself: its data was encrypted with {records[0].key_id}, its neuracrypt.json says "
             f"{stored.key_id}, or another config"
         )
-    return data, records
+    return data, records, views_of(manifest, TRAIN)
 
 
 def _together(loaded: list[DatasetDict], names: list[str]) -> DatasetDict:

@@ -26,12 +26,13 @@ from datasets import Dataset, IterableDataset
 from datasets import config as datasets_config
 from datasets.arrow_writer import ArrowWriter
 
-from hf_neuracrypt.dataset import WRITER_BATCH_SIZE, Plan
+from hf_neuracrypt.dataset import WRITER_BATCH_SIZE, EncryptRows, Plan
 from hf_neuracrypt.errors import DatasetError
 from hf_neuracrypt.store import (
     JOB,
     MANIFEST,
     REJECTED,
+    TRAIN,
     UNFINISHED,
     checksum,
     is_unfinished,
@@ -61,6 +62,8 @@ class Job:
         shard_bytes: about how large a shard becomes.
         skip: leave out rows that cannot be encrypted instead of stopping.
         max_bad_fraction: with `skip`, the share of rows that may be left out.
+        views: rows of each image in the split `train`, one after the other: itself, then moved versions of it.
+        flip: half of those are mirrored.
     """
 
     splits: dict[str, Dataset | IterableDataset]
@@ -70,13 +73,18 @@ class Job:
     shard_bytes: int = SHARD_BYTES
     skip: bool = False
     max_bad_fraction: float = MAX_BAD_FRACTION
+    views: int = 1
+    flip: bool = False
 
     @property
     def shard_rows(self) -> int:
-        """Rows of a shard: whole record batches of about `shard_bytes`."""
+        """Images of a shard: whole record batches of about `shard_bytes`."""
         config = self.plan.encoder.config
         row_bytes = (4 * math.prod(config.representation) if config.representation else 3 * config.image_size**2) + 100
-        return max(1, self.shard_bytes // row_bytes // BATCH_SIZE) * BATCH_SIZE
+        return max(1, self.shard_bytes // (row_bytes * self.views) // BATCH_SIZE) * BATCH_SIZE
+
+    def views_of(self, split: str) -> int:
+        return self.views if split == TRAIN else 1
 
     @property
     def notes(self) -> Path:
@@ -100,6 +108,7 @@ class Job:
             "source": {name: self.source_of(name) for name in self.splits},
             "rows": {name: len(each) if isinstance(each, Dataset) else None for name, each in self.splits.items()},
             "shard size": self.shard_rows,
+            "views": [self.views, self.flip],
         }
 
 
@@ -218,7 +227,7 @@ def _write_rows(job: Job, unit: Unit, scratch: Path, progress: Callable[[int], o
         progress(unit.rows)
         return
     split, temporary = job.splits[unit.split], scratch / "shard.arrow"
-    function = job.plan.rows(first_row=unit.start, skip=job.skip, progress=progress)
+    function = _function(job, unit, progress, first_row=unit.start)
     job.plan.apply(
         split.select(range(unit.start, unit.start + unit.rows)), function, batch_size=BATCH_SIZE,
         cache_file_name=str(temporary), load_from_cache_file=False, writer_batch_size=WRITER_BATCH_SIZE,
@@ -246,7 +255,7 @@ def _write_stream(job: Job, unit: Unit, scratch: Path, progress: Callable[[int],
     batch = next(batches, None)
     while True:
         temporary, row = scratch / "shard.arrow", first_row
-        function = job.plan.rows(skip=job.skip, progress=progress)
+        function = _function(job, unit, progress)
         fingerprint = job.plan.fingerprint(f"{job.source_of(unit.split)} {unit.index} {part}")
         with ArrowWriter(features=job.plan.features, path=str(temporary), fingerprint=fingerprint) as writer:
             while batch is not None and row < first_row + job.shard_rows:
@@ -262,6 +271,11 @@ def _write_stream(job: Job, unit: Unit, scratch: Path, progress: Callable[[int],
         part, first_row = part + 1, row
 
 
+def _function(job: Job, unit: Unit, progress: Callable[[int], object], first_row: int = 0) -> EncryptRows:
+    views = job.views_of(unit.split)
+    return job.plan.rows(first_row=first_row, skip=job.skip, progress=progress, views=views, flip=job.flip)
+
+
 def _note(job: Job, file: str) -> Path:
     return job.notes / f"{file.replace('/', '-')}.json"
 
@@ -269,7 +283,8 @@ def _note(job: Job, file: str) -> Path:
 def _keep(job: Job, unit: Unit, part: int, temporary: Path, rows: int, rejected: list[dict], last: bool) -> None:
     """Give a shard its final name and leave its note; stop if too many rows were rejected."""
     file = unit.file(part)
-    note = {"file": file, "source_rows": rows, "rows": rows - len(rejected), "sha256": sha256(temporary), "last": last}
+    stored = (rows - len(rejected)) * job.views_of(unit.split)
+    note = {"file": file, "source_rows": rows, "rows": stored, "sha256": sha256(temporary), "last": last}
     (job.output / unit.split).mkdir(exist_ok=True)
     rename(temporary, job.output / file)
     write_whole(_note(job, file), to_text(note | {"rejected": [{"split": unit.split} | each for each in rejected]}))
@@ -309,6 +324,8 @@ def _finish(job: Job) -> bool:
     _write_listed(job.output, datasets_config.DATASETDICT_JSON_FILENAME, splits, files)
     rows = {split: sum(note["rows"] for note in each) for split, each in notes.items()}
     manifest = job.plan.record.to_dict() | {"rows": rows, "source": job.identity()["source"], "files": files}
+    if job.views > 1:
+        manifest["views"] = {"count": job.views, "flip": job.flip}
     write_whole(job.output / MANIFEST, to_text(manifest | {"sha256": checksum(manifest)}), job.output / UNFINISHED)
     (job.output / UNFINISHED / JOB).unlink(missing_ok=True)
     shutil.rmtree(job.output / UNFINISHED, ignore_errors=True)

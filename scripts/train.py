@@ -30,7 +30,7 @@ class ModelArguments:
         default=None,
         metadata={
             "help": "Plain images anybody may see, of roughly the same kind, no labels: a folder or a Hub id. The "
-            "patch embedding then starts from what their statistics tell about the encryption."
+            "patch embedding then starts from what their statistics tell about the encryption, if that helps."
         },
     )
     class_weights: bool = field(default=False, metadata={"help": "Rare classes count as much as frequent ones."})
@@ -134,13 +134,11 @@ def choose_splits(splits, data_args: DataArguments, seed: int):
 
     data = splits.data
     name = "train" if "train" in data else next(iter(data))
-    train_split = data[name]
     eval_name = next((other for other in ("validation", "val", "test") if other in data and other != name), None)
     if eval_name is not None:
-        eval_split = data[eval_name]
+        train_split, eval_split = data[name], data[eval_name]
     else:
-        parts = train_split.train_test_split(data_args.train_val_split, seed=seed)
-        train_split, eval_split = parts["train"], parts["test"]
+        train_split, eval_split = training.hold_out(splits, data_args.train_val_split, seed)
     return (
         training.undecoded(split.select(range(min(limit or len(split), len(split)))), splits.columns)
         for split, limit in ((train_split, data_args.max_train_samples), (eval_split, data_args.max_eval_samples))

@@ -166,7 +166,7 @@ def write(folder, encoder, splits=None, **options):
     assert writer.work(job_of(folder, encoder, splits, **options))
 
 
-def write_interrupted(batches: int, monkeypatch, folder, encoder, splits=None) -> None:
+def write_interrupted(batches: int, monkeypatch, folder, encoder, splits=None, **options) -> None:
     """`write`, with Ctrl-C in the middle of the batch that follows `batches` whole ones."""
     calls, encrypt = [], EncryptRows.__call__
 
@@ -178,7 +178,7 @@ def write_interrupted(batches: int, monkeypatch, folder, encoder, splits=None) -
 
     monkeypatch.setattr(EncryptRows, "__call__", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        write(folder, encoder, splits)
+        write(folder, encoder, splits, **options)
     monkeypatch.undo()
 
 

@@ -32,31 +32,49 @@ def test_cutmix_moves_whole_patches_and_says_how_many(ablate):
             assert set(cells[index, ..., 0].unique().tolist()) == {float(index), float(order[index])}
 
 
-def test_a_view_is_the_image_moved(ablate):
-    images = torch.randint(0, 256, (6, 3, 16, 16), dtype=torch.uint8)
-    for image, view in zip(images, ablate.shifted(images, torch.Generator().manual_seed(1))):
-        padded = [
-            torch.nn.functional.pad(each[None].float(), (2,) * 4, mode="reflect")[0] for each in (image, image.flip(-1))
-        ]
-        assert any(
-            torch.equal(each[:, y : y + 16, x : x + 16].byte(), view)
-            for each in padded
-            for y in range(5)
-            for x in range(5)
-        )
+def test_what_learns_and_how_fast(ablate):
+    model = ViTForImageClassification(ViTConfig(**(TINY_VIT | {"num_hidden_layers": 2})))
+    everything = {id(parameter) for parameter in model.parameters()}
+
+    def rates(**switches: object) -> dict[str, float]:
+        groups = ablate.groups_of(model, ablate.Row("row", **switches))
+        assert {id(parameter) for group in groups for parameter in group["params"]} <= everything
+        by_id = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
+        return {name: by_id[id(parameter)] for name, parameter in model.named_parameters() if id(parameter) in by_id}
+
+    plain, decayed = rates(), rates(layer_decay=0.5)
+    patch, positions = "vit.embeddings.patch_embeddings.projection.weight", "vit.embeddings.position_embeddings"
+    assert len(plain) == len(everything) and set(plain.values()) == {ablate.RATE, 5 * ablate.RATE}
+    assert plain[patch] == decayed[patch] == decayed["classifier.weight"] == 5 * ablate.RATE
+    assert decayed[positions] == ablate.RATE
+    lower, upper = (decayed[f"vit.layers.{layer}.mlp.fc1.weight"] for layer in (0, 1))
+    assert [lower, upper] == [ablate.RATE / 4, ablate.RATE / 2]
+
+
+@pytest.mark.parametrize("kind", ["trained", "frozen"])
+def test_lora_freezes_the_backbone(ablate, kind):
+    pytest.importorskip("peft")
+    model = ablate.with_lora(ViTForImageClassification(ViTConfig(**TINY_VIT)), kind)
+    groups = ablate.groups_of(model, ablate.Row("row"))
+    learning = {id(parameter) for group in groups for parameter in group["params"]}
+    names = [name for name, parameter in model.named_parameters() if id(parameter) in learning]
+    assert any("patch_embeddings" in name for name in names) == (kind == "trained")
+    assert any("position_embeddings" in name for name in names) and any("classifier" in name for name in names)
+    assert all("lora" in name for name in names if ".layers." in name) and any(".layers." in name for name in names)
 
 
 def test_a_row_runs_once_and_is_drawn(tmp_path):
-    size = {"train": make_dataset(40, size=32), "test": make_dataset(10, size=32, seed=1)}
+    size = {"train": make_dataset(80, size=32), "test": make_dataset(10, size=32, seed=1)}
     DatasetDict(size).save_to_disk(str(tmp_path / "plain"))
     shape = TINY_VIT | {"image_size": 48, "patch_size": 16}
     ViTForImageClassification(ViTConfig(**shape)).save_pretrained(tmp_path / "vit")
     words = ["scripts/ablate.py", "--dataset", tmp_path / "plain", "--model", tmp_path / "vit", "--seeds", 1]
     words += ["--output", tmp_path / "a.json", "--train", 40, "--test", 10, "--image_size", 48, "--epochs", 1]
-    words += ["--rows", "plain images", "labels alone"]
+    titles = ["plain images", "labels alone", "aligned start, embeddings first"]
     for _ in range(2):  # the second time, nothing is left to do
-        result = command(*words)
+        result = command(*words, "--rows", *titles)
         assert result.returncode == 0, result.stderr
         results = json.loads((tmp_path / "a.json").read_text())
-        assert [entry["row"] for entry in results] == ["plain images", "labels alone"]
+        assert [entry["row"] for entry in results] == titles
+        assert all(0 <= entry["probe"] <= 1 for entry in results) and results[2]["explained"] < 1
     assert (tmp_path / "a.png").stat().st_size > 1000

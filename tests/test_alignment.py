@@ -45,6 +45,12 @@ def test_a_random_linear_map_is_found_without_pairs(linear):
     assert explained(Alignment(-alignment.to_plain, alignment.cipher_mean, alignment.plain_mean), plain, cipher) < 0
 
 
+def test_a_picture_is_told_from_its_negative(linear):
+    """No covariance tells them apart. The sign is that of the public images, not one that the method prefers."""
+    plain, cipher, _ = linear
+    assert explained(align(cipher, -scenes(400, 2), PATCH), -plain, cipher) > 0.65
+
+
 def test_the_encoder_itself_is_seen_through(insecure_key):
     plain, public = scenes(400, 1), scenes(400, 2)
     encoder = load_encoder(EncoderConfig(image_size=48, patch_size=PATCH, depth=2, width=192), insecure_key)

@@ -46,6 +46,12 @@ def test_hidden_labels_and_kept_columns_are_named():
     assert "order is secret" in body and "publish `age` in clear" in body
 
 
+def test_views_are_not_counted_as_images():
+    body = DatasetCard(dataset_card(views={"count": 4, "flip": True})).text
+    assert "is there 4 times" in body and "moved or mirrored before" in body
+    assert "mirrored" not in dataset_card(views={"count": 4, "flip": False}) and "times" not in dataset_card()
+
+
 def test_what_others_wrote_into_a_card_stays():
     old = dataset_card().replace("license: null\n", "")
     old = old.replace("---\n", "---\nlanguage: en\nlicense: mit\n", 1) + "\n## Acknowledgements\nThe ward.\n"

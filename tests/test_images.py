@@ -1,5 +1,6 @@
 """Images in: every mode people have, metadata gone, damage refused. PNG out: exact bytes."""
 
+import hashlib
 import io
 import struct
 import zlib
@@ -10,7 +11,7 @@ from PIL import Image
 
 from hf_neuracrypt.configuration import EncoderConfig
 from hf_neuracrypt.errors import ImageError
-from hf_neuracrypt.images import MAX_PIXELS, prepare, to_png, to_rgb
+from hf_neuracrypt.images import MAX_PIXELS, make_views, prepare, to_png, to_rgb
 from tests.conftest import encoded, make_images
 
 
@@ -213,6 +214,31 @@ def test_bad_images_are_refused_with_the_reason(source, reason):
     with pytest.raises(ImageError, match=reason) as caught:
         prepare(source, CONFIG)
     assert "/no/such" not in str(caught.value), "a path may hold a person's name"
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_views_are_the_image_and_moved_versions_of_it(flip):
+    """Every view is a window of the image, its edges reflected; mirrored only if asked for."""
+    mirrored = 0
+    for image in make_images(6, 32):
+        views = make_views(image, 5, flip)
+        np.testing.assert_array_equal(views[0], image)
+        padded = np.pad(image, ((4, 4), (4, 4), (0, 0)), "reflect")
+        windows = [padded[top : top + 32, left : left + 32] for top in range(9) for left in range(9)]
+        for view in views[1:]:
+            upright = any(np.array_equal(view, window) for window in windows)
+            assert upright or any(np.array_equal(view[:, ::-1], window) for window in windows)
+            mirrored += not upright
+        assert len({view.tobytes() for view in views}) > 1
+    assert 4 < mirrored < 20 if flip else mirrored == 0
+
+
+def test_views_are_fixed():
+    """Stored ciphertexts depend on them: the same image gives the same views for good."""
+    views = make_views(make_images(1, 32)[0], 4, flip=True)
+    digest = hashlib.sha256(np.array(views).tobytes()).hexdigest()
+    assert digest == "5db0ebf4d4efcec598575d9066b89c2342065a95b55a83ebba2ac913b946490d"
+    assert make_views(make_images(1, 32)[0], 1)[0].shape == (32, 32, 3)
 
 
 def test_pixel_limit_holds_for_arrays():

@@ -92,3 +92,11 @@ def test_hostile_manifests(content, finished, tmp_path):
     (folder / store.MANIFEST).write_text(content)
     with pytest.raises(DatasetError, match="damaged"):
         store.read_manifest(folder)
+
+
+@pytest.mark.parametrize(("count", "flip"), [(0, False), (True, False), ("2", False), (3, 1), (7, True)])
+def test_views_that_cannot_be(count, flip, finished):
+    """A stranger's manifest may say anything; 240 rows are not seven views of each image."""
+    manifest = store.read_manifest(finished) | {"views": {"count": count, "flip": flip}}
+    with pytest.raises(DatasetError, match=r"how many views|not 7 for each"):
+        store.parse_manifest(store.to_text(manifest | {"sha256": store.checksum(manifest)}), "it")

@@ -1,5 +1,6 @@
 """What the Trainer is given: splits with their records, the collator, the stock model and processor."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -86,6 +87,23 @@ def test_ciphertext_of_another_size_is_never_resized(encrypted_folder):
     rows = list(training.undecoded(splits.data["train"], splits.columns))
     with pytest.raises(ImageError, match="does not fit a model of 64 pixels"):
         training.Collator(splits.columns, 64)(rows)
+
+
+def test_views_of_an_image_are_never_parted(tmp_path, small_encoder, encrypted_folder):
+    """Neither between training and evaluation, nor when owners' datasets, with and without views, are put together."""
+    plain = {"train": make_dataset(40)}
+    assert writer.work(writer.Job(plain, make_plan(plain, small_encoder), tmp_path / "views", views=3))
+    splits = training.load_splits([str(tmp_path / "views"), str(encrypted_folder)])
+    assert splits.images.tolist() == [*(image for image in range(40) for _ in range(3)), *range(40, 52)]
+    numbered = splits.data["train"].add_column("number", list(range(132)))
+    splits = dataclasses.replace(splits, data=DatasetDict({"train": numbered}))
+    kept, held = (splits.images[part["number"]].tolist() for part in training.hold_out(splits, 0.25, seed=0))
+    assert len(held) == len(set(held)) == 13 and not set(held) & set(kept) and set(held) | set(kept) == set(range(52))
+    assert len(kept) == 132 - sum(3 if image < 40 else 1 for image in held)
+    first = [number for number in training.hold_out(splits, 0.25, seed=0)[1]["number"] if number < 120]
+    assert first and all(number % 3 == 0 for number in first)
+    again, other = (training.hold_out(splits, 0.25, seed=seed)[1]["number"] for seed in (0, 1))
+    assert [splits.images[number] for number in again] == held != [splits.images[number] for number in other]
 
 
 # ------------------------------------------------------------------------------------------------------------- models

@@ -12,18 +12,23 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
-from datasets import Dataset, Image, IterableDataset, load_from_disk
+from datasets import Dataset, DatasetDict, Image, IterableDataset, load_from_disk
 
 from hf_neuracrypt import EncoderConfig, SecretKey, load_encoder, store, writer
+from hf_neuracrypt.audit.pairs import load_pairs
 from hf_neuracrypt.dataset import EncryptRows
 from hf_neuracrypt.errors import DatasetError
+from hf_neuracrypt.images import make_views, prepare
+from hf_neuracrypt.jobs import encrypt_again, encrypt_source
 from hf_neuracrypt.writer import units_of
 from tests.conftest import (
     ROOT,
+    SHARD_BYTES,
     SMALL,
     SMALL_FLAGS,
     SPLITS,
     assert_one_line_error,
+    batch,
     command,
     digests,
     job_of,
@@ -294,6 +299,64 @@ def test_an_empty_stream_shard(small_encoder, tmp_path):
     splits = {"train": stream_of(make_dataset(128)).filter(lambda row, index: index < 64, with_indices=True)}
     write(tmp_path / "encrypted", small_encoder, splits)
     assert len(load_from_disk(str(tmp_path / "encrypted"))["train"]) == 64
+
+
+# ------------------------------------------------------------------------------------------------------------- views
+
+VIEWS = {"views": 3, "flip": True, "shard_bytes": 3 * SHARD_BYTES}
+
+
+@pytest.fixture(scope="module")
+def with_views(tmp_path_factory, small_encoder) -> Path:
+    """SPLITS with three rows for each training image."""
+    folder = tmp_path_factory.mktemp("views") / "encrypted"
+    write(folder, small_encoder, **VIEWS)
+    return folder
+
+
+def test_views_follow_each_image_of_train(with_views, finished, small_encoder):
+    loaded, alone = load_from_disk(str(with_views)), load_from_disk(str(finished))
+    np.testing.assert_array_equal(pixels(loaded["train"])[::3], pixels(alone["train"]))
+    np.testing.assert_array_equal(pixels(loaded["test"]), pixels(alone["test"]))
+    assert loaded["train"]["label"] == [label for label in alone["train"]["label"] for _ in range(3)]
+    plain = make_views(prepare(SPLITS["train"][100]["img"], SMALL), 3, flip=True)
+    expected = small_encoder.encrypt(batch(np.stack(plain))).permute(0, 2, 3, 1).numpy()
+    np.testing.assert_array_equal(pixels(loaded["train"])[300:303], expected)
+    manifest = store.read_manifest(with_views)
+    assert manifest["rows"] == {"train": 720, "test": 100} and manifest["views"] == {"count": 3, "flip": True}
+    assert not problems(with_views)
+
+
+def test_views_are_the_same_bytes_whoever_does_the_work(with_views, small_encoder, tmp_path, monkeypatch):
+    assert [writer.work(job_of(tmp_path / "team", small_encoder, **VIEWS), rank, 3) for rank in range(3)][-1]
+    write_interrupted(2, monkeypatch, tmp_path / "resumed", small_encoder, **VIEWS)
+    with pytest.raises(DatasetError, match="another views"):
+        write(tmp_path / "resumed", small_encoder, **(VIEWS | {"flip": False}))
+    write(tmp_path / "resumed", small_encoder, **VIEWS)
+    assert digests(tmp_path / "team") == digests(tmp_path / "resumed") == digests(with_views)
+
+
+def test_views_of_a_stream_with_a_bad_row(some_bad, small_encoder, tmp_path):
+    write(tmp_path / "encrypted", small_encoder, {"train": stream_of(some_bad["train"])}, skip=True, views=2)
+    loaded = load_from_disk(str(tmp_path / "encrypted"))["train"]
+    assert loaded["label"] == [row for row in range(130) if row not in (3, 70, 71) for _ in range(2)]
+    rejected = (tmp_path / "encrypted" / "rejected.jsonl").read_text().splitlines()
+    assert [json.loads(line)["row"] for line in rejected] == [3, 70, 71]
+    assert store.read_manifest(tmp_path / "encrypted")["rows"] == {"train": 254}
+    assert not problems(tmp_path / "encrypted")
+
+
+def test_views_are_rotated_and_audited(plain_folder, small_encoder, key_file, tmp_path):
+    """By the manifest alone: nobody has to say again how many there are."""
+    source, other = str(plain_folder), SecretKey.load(key_file)
+    encrypt_source(source, SMALL, small_encoder.key, tmp_path / "old", views=2, flip=True)
+    assert encrypt_again(tmp_path / "old", source, other, tmp_path / "new") == {"train": 48, "test": 9}
+    assert store.read_manifest(tmp_path / "new")["views"] == {"count": 2, "flip": True}
+    pairs = load_pairs(tmp_path / "new", source, load_encoder(SMALL, other), 100, 0)
+    assert len(pairs) == 33 and not pairs.wrong
+    DatasetDict({"test": make_dataset(4)}).save_to_disk(str(tmp_path / "test-only"))
+    with pytest.raises(DatasetError, match="--views are of the split 'train'"):
+        encrypt_source(str(tmp_path / "test-only"), SMALL, other, tmp_path / "none", views=2)
 
 
 # ---------------------------------------------------------------------------------------------------------- bad rows

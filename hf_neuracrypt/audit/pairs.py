@@ -126,7 +126,7 @@ def load_pairs(
     """Rows of a finished folder beside the plain images they were made of.
 
     Args:
-        folder: written by `hf-neuracrypt encrypt`.
+        folder: written by `hf-neuracrypt encrypt`; of several views of an image, the image itself is looked at.
         source: what was given to it as `--dataset`.
         encoder: of the folder's config, with its key.
         max_images: how many rows to look at, drawn by `seed`; of a streamed source, the first ones.
@@ -143,15 +143,17 @@ def load_pairs(
     per_image = 3 * encoder.config.image_size**2
     if shape := encoder.config.representation:
         per_image = max(per_image, shape[0] * shape[1])
-    total = sum(map(len, encrypted.values()))
+    views = {name: store.views_of(store.read_manifest(folder), name) for name in encrypted}
+    total = sum(len(split) // views[name] for name, split in encrypted.items())
     count = min(max_images, total, max(16, MAX_VALUES // per_image))
     chosen = np.arange(count) if streaming else np.sort(np.random.default_rng(seed).choice(total, count, replace=False))
     plain, stored, first = [], [], 0
     for name, split in encrypted.items():
-        rows = [int(row) - first for row in chosen if first <= row < first + len(split)]
-        first += len(split)
+        images = len(split) // views[name]
+        rows = [int(row) - first for row in chosen if first <= row < first + images]
+        first += images
         if rows:
-            stored += _stored(split, rows, encoder.config)
+            stored += _stored(split, [row * views[name] for row in rows], encoder.config)
             plain += _plain(splits, name, rows, rejected.get(name, set()), encoder.config, image_column, source)
     return _compare(encoder, np.stack(plain), stored, [int(row) for row in chosen], source, folder)
 
