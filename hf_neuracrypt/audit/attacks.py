@@ -17,7 +17,7 @@ from hf_neuracrypt.errors import KeyMismatchError, NeuraCryptError
 
 
 try:
-    from hf_neuracrypt.audit import ciphertext, folder, known
+    from hf_neuracrypt.audit import ciphertext, folder, known, matching, puzzles
 except ModuleNotFoundError as error:
     if error.name.split(".")[0] not in ("skimage", "scipy"):
         raise
@@ -113,14 +113,14 @@ def attack(pairs: Pairs, encoder: Encoder, seed: int = 0) -> tuple[list[Row], Pi
 
         row, maps = ciphertext.thumbnail(pairs, seed)
         done(row)
-        done(ciphertext.matching(pairs, maps, seed))
+        done(matching.matching(pairs, maps, seed))
         row, shown, redraws = known.known_plaintext(pairs, seed)
         done(row)
         done(ciphertext.duplicates(pairs, seed))
         done(_linkability(pairs, seed))
         row, decrypted = known.chosen_plaintext(pairs, encoder)
         done(row)
-        done(ciphertext.folding(pairs))
+        done(puzzles.folding(pairs))
     rows += [_shuffle(pairs, encoder), ciphertext.values(pairs)]
     redrawn["ciphertexts alone"] = maps[shown]
     redrawn |= {
@@ -135,11 +135,11 @@ def attack(pairs: Pairs, encoder: Encoder, seed: int = 0) -> tuple[list[Row], Pi
 
 def _linkability(pairs: Pairs, seed: int) -> Row:
     """The same images under a throw-away key that everybody could know: it protects nothing."""
-    few = pairs.take(range(min(len(pairs), ciphertext.LINKED_IMAGES)))
+    few = pairs.take(range(min(len(pairs), matching.LINKED_IMAGES)))
     encoder = load_encoder(pairs.config, SecretKey(hashlib.sha256(f"audit {seed}".encode()).digest()))
     batches = (torch.from_numpy(few.plain[start : start + 32]) for start in range(0, len(few), 32))
     again = [_in_place(encoder, batch).numpy() for batch in batches]
-    return ciphertext.linkability(few, Pairs(pairs.config, few.plain, np.concatenate(again)), seed)
+    return matching.linkability(few, Pairs(pairs.config, few.plain, np.concatenate(again)), seed)
 
 
 def _in_place(encoder: Encoder, images: torch.Tensor) -> torch.Tensor:
@@ -150,7 +150,7 @@ def _in_place(encoder: Encoder, images: torch.Tensor) -> torch.Tensor:
 def _shuffle(pairs: Pairs, encoder: Encoder) -> Row:
     if getattr(pairs.config, "shuffle", "off") == "off":
         return Row("shuffle", NOT_APPLICABLE, "This scheme does not shuffle the patches of each image anew.")
-    few = range(min(len(pairs), ciphertext.LINKED_IMAGES // 4))
+    few = range(min(len(pairs), matching.LINKED_IMAGES // 4))
     orders = np.array([encoder.patch_order(torch.from_numpy(pairs.plain[number])) for number in few])
     shuffled = np.stack([pairs.encrypted[number][order] for number, order in zip(few, orders)])
-    return ciphertext.shuffle(shuffled, orders)
+    return matching.shuffle(shuffled, orders)
