@@ -15,6 +15,7 @@ from hf_neuracrypt.audit.ciphertext import duplicates, thumbnail
 from hf_neuracrypt.audit.known import quality
 from hf_neuracrypt.audit.matching import matching, shuffle
 from hf_neuracrypt.audit.pairs import Pairs, cut, join
+from hf_neuracrypt.audit.puzzles import candidates, jigsaw
 from hf_neuracrypt.audit.redraw import redraw
 from hf_neuracrypt.audit.rows import GRADES, ROWS, read_audit
 from hf_neuracrypt.configuration import EncoderConfig
@@ -129,6 +130,8 @@ def test_every_scheme_goes_through(scheme, photos, insecure_key):
     else:
         assert rows["chosen"].grade == "not applicable"
     assert (rows["folding"].grade == "not applicable") == (scheme == "neuracrypt")
+    assert (rows["candidates"].grade == "leaks") == (scheme == "pe")
+    assert (rows["jigsaw"].grade == "leaks") == (scheme in ("etc", "ele", "vit-blockwise"))
     assert (rows["shuffle"].grade == "not applicable") == (scheme != "neuracrypt")
 
 
@@ -143,6 +146,48 @@ def test_sixteen_pairs_redraw_photos_that_nobody_knew(insecure_key):
     mean, _ = quality(other[:8], known.mean(0, keepdims=True).astype(np.uint8).repeat(8, 0))
     assert psnr["ridge"] > 20 and min(psnr.values()) > mean + 6, (psnr, mean)
     assert matching(pairs, thumbnail(pairs, 0)[1], 0).figures["accuracy"] > 0.9
+
+
+# ------------------------------------------------------------------------------------------------ permutation ciphers
+
+
+@pytest.fixture(scope="module")
+def small():
+    return crops(("astronaut", "coffee", "chelsea", "rocket"), 200, 64)[:, :, ::2, ::2].copy()
+
+
+def test_colours_of_pixels_are_told_by_their_neighbours(small, insecure_key):
+    """Sixteen ciphertexts and no pair are enough for all bytes; one alone is not."""
+    config = make_config("pe", {})
+    encrypted = load_encoder(config, insecure_key).encrypt(torch.from_numpy(small)).numpy()
+    row, redrawn = candidates(Pairs(config, small[:32], encrypted[:32]))
+    assert row.figures["recovered"] > 0.99 > 0.6 > row.figures["recovered_alone"]
+    assert (redrawn == small[:32]).mean() == row.figures["recovered"]
+    assert candidates(Pairs(config, small, small))[0].figures["recovered"] == 1
+    noise = np.random.default_rng(0).integers(0, 256, small.shape, np.uint8)
+    assert candidates(Pairs(config, small, noise))[0].grade == "near chance"
+
+
+@pytest.mark.parametrize("scheme", ["etc", "ele", "vit-blockwise"])
+def test_blocks_are_put_back(scheme, small, insecure_key):
+    config = make_config(scheme, {"image_size": 32} | ({"patch_size": 4} if scheme == "vit-blockwise" else {}))
+    encoder = load_encoder(config, insecure_key)
+    encrypted = encoder.encrypt(torch.from_numpy(small)).numpy()
+    order = encoder.block_order(4)
+    assert sorted(order) == list(range(64)) and jigsaw(Pairs(config, small, encrypted), order, 0).grade == "leaks"
+    assert jigsaw(Pairs(config, small, small), np.arange(64), 0).figures["neighbours"] > 0.9
+    noise = np.random.default_rng(0).integers(0, 256, small.shape, np.uint8)
+    assert jigsaw(Pairs(config, small, noise), order, 0).grade == "near chance"
+
+
+def test_a_block_comes_from_where_the_cipher_takes_it(insecure_key):
+    encoder = load_encoder(make_config("etc", {}), insecure_key)
+    images = torch.zeros(64, 3, 32, 32, dtype=torch.uint8)
+    for block in range(64):
+        images[block, :, block // 8 * 4 : block // 8 * 4 + 4, block % 8 * 4 : block % 8 * 4 + 4] = 9
+    changed = encoder.encrypt(images) != encoder.encrypt(torch.zeros_like(images))
+    places = changed[:, 0, ::4, ::4].reshape(64, 64)
+    assert (places.int().argmax(0).numpy() == encoder.block_order(4)).all() and (places.sum(0) == 1).all()
 
 
 # ------------------------------------------------------------------------------------------------ folder and command

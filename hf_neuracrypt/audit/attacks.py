@@ -23,7 +23,7 @@ except ModuleNotFoundError as error:
         raise
     raise NeuraCryptError("the audit needs scikit-image and SciPy: pip install 'hf-neuracrypt[audit]'") from None
 
-from hf_neuracrypt.audit.pairs import Pairs, load_pairs
+from hf_neuracrypt.audit.pairs import BLOCK_MOVING_SCHEMES, Pairs, load_pairs
 from hf_neuracrypt.audit.rows import AUDIT_FORMAT, NOT_APPLICABLE, Row
 from hf_neuracrypt.encoders import load_encoder
 from hf_neuracrypt.encoders.base import Encoder
@@ -104,7 +104,7 @@ def run_audit(
 def attack(pairs: Pairs, encoder: Encoder, seed: int = 0) -> tuple[list[Row], Pictures]:
     """All attacks on pairs of images and ciphertexts; the encoder is the owner's, and serves as the oracle."""
     rows, redrawn = [], {}
-    with tqdm(total=7, desc="Auditing", unit=" attacks") as bar:
+    with tqdm(total=9, desc="Auditing", unit=" attacks") as bar:
 
         def done(row: Row) -> None:
             rows.append(row)
@@ -121,6 +121,9 @@ def attack(pairs: Pairs, encoder: Encoder, seed: int = 0) -> tuple[list[Row], Pi
         row, decrypted = known.chosen_plaintext(pairs, encoder)
         done(row)
         done(puzzles.folding(pairs))
+        row, recoloured = puzzles.candidates(pairs)
+        done(row)
+        done(puzzles.jigsaw(pairs, _block_order(pairs, encoder), seed))
     rows += [_shuffle(pairs, encoder), ciphertext.values(pairs)]
     redrawn["ciphertexts alone"] = maps[shown]
     redrawn |= {
@@ -128,6 +131,8 @@ def attack(pairs: Pairs, encoder: Encoder, seed: int = 0) -> tuple[list[Row], Pi
         for count, images in redraws.items()
         if count in (1, 16, max(redraws))
     }
+    if recoloured is not None:
+        redrawn["48 candidates"] = recoloured[shown]
     if decrypted is not None:
         redrawn["chosen images"] = decrypted[shown]
     return rows, Pictures(shown, redrawn)
@@ -145,6 +150,13 @@ def _linkability(pairs: Pairs, seed: int) -> Row:
 def _in_place(encoder: Encoder, images: torch.Tensor) -> torch.Tensor:
     """Ciphertexts, patches not shuffled."""
     return encoder.represent(images) if encoder.config.representation else encoder.encrypt(images)
+
+
+def _block_order(pairs: Pairs, encoder: Encoder) -> np.ndarray | None:
+    """Where each block of a ciphertext comes from; None: blocks stay where they are."""
+    if pairs.config.scheme not in BLOCK_MOVING_SCHEMES:
+        return None
+    return encoder.block_order(pairs.tile)
 
 
 def _shuffle(pairs: Pairs, encoder: Encoder) -> Row:

@@ -59,7 +59,7 @@ def thumbnail(pairs: Pairs, seed: int) -> tuple[Row, np.ndarray]:
     }  # fmt: skip
     finding = f"Component {best + 1} of the ciphertext patches follows their brightness (median over images)."
     if pairs.config.scheme in BLOCK_MOVING_SCHEMES:
-        finding += " Blocks change places here, alike in all images: a jigsaw solver, not tried, may put them back."
+        finding += " Blocks change places here, alike in all images: the row `jigsaw` puts them back."
     # With few patches an image correlates with any other: what counts is above that.
     value = figures["correlation"] if figures["correlation"] > 1.5 * figures["chance"] else 0
     return Row("thumbnail", grade(value, 0.2, 0.5), finding, figures), maps[..., best]
