@@ -12,7 +12,7 @@ from scipy.optimize import linear_sum_assignment, quadratic_assignment
 from scipy.sparse.csgraph import shortest_path
 
 from hf_neuracrypt.audit.ciphertext import unit
-from hf_neuracrypt.audit.pairs import BLOCK_MOVING_SCHEMES, Pairs
+from hf_neuracrypt.audit.pairs import Pairs
 from hf_neuracrypt.audit.rows import NOT_APPLICABLE, Row, grade
 
 
@@ -112,20 +112,23 @@ def jigsaw(pairs: Pairs, order: np.ndarray | None, seed: int) -> Row:
     Args:
         order: int (P,), where each block of the ciphertext comes from; None: blocks do not move.
     """
-    if pairs.config.scheme not in BLOCK_MOVING_SCHEMES or order is None:
+    if order is None:
         return Row("jigsaw", NOT_APPLICABLE, "Blocks do not change places here.")
     count = len(order)
     if not 9 <= count <= JIGSAW_BLOCKS[0]:
         return Row("jigsaw", NOT_APPLICABLE, f"Tried on 9 to {JIGSAW_BLOCKS[0]} blocks; here are {count}.")
-    likeness = _likeness(pairs.encrypted_centred, pairs.tile, seed)
-    places = _arrange(likeness)
-    beside, origins = _distances(count) == 1, order[places]
+    beside, origins = _distances(count) == 1, order[put_back(pairs, seed)]
     figures = {
         "neighbours": float(beside[np.ix_(origins, origins)][beside].mean()),
         "chance": float(beside.sum() / (count * (count - 1))), "blocks": count,
     }  # fmt: skip
     finding = "Share of neighbours that are neighbours in the original again, with the blocks put in order."
     return Row("jigsaw", grade(max(0, figures["neighbours"] - figures["chance"]), 0.1, 0.5), finding, figures)
+
+
+def put_back(pairs: Pairs, seed: int) -> np.ndarray:
+    """The block of the ciphertexts that belongs at each place, int (P,), but for a turned or mirrored whole."""
+    return _arrange(_likeness(pairs.encrypted_centred, pairs.tile, seed))
 
 
 def _likeness(centred: np.ndarray, strongest: int, seed: int) -> np.ndarray:
