@@ -11,7 +11,7 @@ from datasets import Dataset
 
 from hf_neuracrypt import cards, store
 from hf_neuracrypt.audit.attacks import attack
-from hf_neuracrypt.audit.ciphertext import duplicates, thumbnail
+from hf_neuracrypt.audit.ciphertext import duplicates, repeated, thumbnail
 from hf_neuracrypt.audit.known import quality
 from hf_neuracrypt.audit.matching import matching, shuffle
 from hf_neuracrypt.audit.pairs import Pairs, cut, join
@@ -25,7 +25,7 @@ from hf_neuracrypt.images import to_png
 from hf_neuracrypt.keys import SecretKey
 from hf_neuracrypt.record import Record
 from hf_neuracrypt.schemes import SCHEMES, make_config
-from tests.conftest import SMALL_FLAGS, assert_one_line_error, command
+from tests.conftest import ROOT, SMALL_FLAGS, assert_one_line_error, command
 from tests.loopback_hub import LoopbackHub
 
 
@@ -69,7 +69,7 @@ def test_what_hides_nothing_leaks_in_every_row(cipher, photos, insecure_key):
     assert rows["thumbnail"].grade == "leaks" and rows["thumbnail"].figures["correlation"] > 0.8
     assert rows["matching"].figures["accuracy"] > 0.95 and rows["matching"].grade == "leaks"
     assert rows["known"].grade == "leaks" and rows["known"].figures["pairs_for_3_db"] <= 16
-    assert rows["duplicates"].figures["silhouette_iou"] > 0.8
+    assert rows["duplicates"].figures["silhouette_iou"] > (0.7 if cipher is linear else 0.99)
     if cipher is not linear:
         assert rows["folding"].figures["correlation"] > 0.999 and rows["known"].figures["psnr_16"] > 25
 
@@ -90,6 +90,17 @@ def test_an_image_that_is_there_twice_is_found(photos, insecure_key):
         found.append(duplicates(Pairs(CONFIG, plain, encrypted), 0))
     assert found[0].figures["equal_images"] == 0
     assert found[1].figures["equal_images"] == pytest.approx(2 / 61) and found[1].grade == "leaks"
+
+
+def test_patches_that_are_nearly_the_same_are_found(photos, insecure_key):
+    """A photo that is there again with a jitter of one grey level; noise has no more than chance."""
+    plain = photos.copy()
+    plain[1] = (plain[0].astype(int) + np.random.default_rng(0).integers(-1, 2, plain[0].shape)).clip(0, 255)
+    pairs = Pairs(CONFIG, plain, load_encoder(CONFIG, insecure_key).encrypt(torch.from_numpy(plain)).numpy())
+    equal, near, _ = repeated(pairs.encrypted_centred, 0)
+    assert near[:2].all() and not equal[:2].all() and near[2:].mean() < 0.3
+    noise = Pairs(CONFIG, plain, np.random.default_rng(0).integers(0, 256, plain.shape, np.uint8))
+    assert duplicates(noise, 0).figures["nearly_equal"] < 0.005
 
 
 def test_a_surrogate_finds_the_partners_that_cosines_alone_miss(insecure_key):
@@ -240,7 +251,7 @@ def test_two_runs_say_the_same_and_a_card_shows_it(work, reported, tmp_path):
     assert grades["metadata"] == grades["key"] == "near chance" and grades["labels"] == grades["order"] == "leaks"
     page = (reported / "audit.html").read_text()
     assert "attacks tried" in " ".join(page.split()) or "attacks\npossible" in page
-    assert page.count("<img") >= 8 and "http" not in page
+    assert page.count("<img") >= 8 and "http" not in page and len(page) < 1_000_000
     manifest = store.read_manifest(work / "encrypted")
     record = Record.from_dict(manifest)
     shown = read_audit(reported / "audit.json", record, store.checksum(manifest))
@@ -253,6 +264,19 @@ def test_two_runs_say_the_same_and_a_card_shows_it(work, reported, tmp_path):
         (tmp_path / "bad.json").write_text(json.dumps(one | change))
         with pytest.raises(NeuraCryptError):
             read_audit(tmp_path / "bad.json", record, store.checksum(manifest))
+
+
+def test_without_its_libraries_the_audit_says_what_to_install(work, tmp_path):
+    """A module that cannot be imported, as where `pip install hf-neuracrypt` left the extra out."""
+    for name in ("skimage", "scipy"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text(f"raise ModuleNotFoundError('none', name={name!r})")
+        environment = {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+        words = ("audit", work / "encrypted", "--source", work / "plain", "--key-file", work / "one.key", "--output")
+        result = command(*words, tmp_path / "out", **environment)
+        assert_one_line_error(result, "pip install 'hf-neuracrypt[audit]'")
+        shutil.rmtree(tmp_path / name)
+    assert not (tmp_path / "out").exists()
 
 
 def test_wrong_keys_and_places_are_one_line(work, tmp_path):
