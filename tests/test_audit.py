@@ -10,8 +10,10 @@ import torch
 from datasets import Dataset
 
 from hf_neuracrypt import cards, store
-from hf_neuracrypt.audit.attacks import attack
+from hf_neuracrypt.audit import deep
+from hf_neuracrypt.audit.attacks import attack, run_audit
 from hf_neuracrypt.audit.ciphertext import duplicates, repeated, thumbnail
+from hf_neuracrypt.audit.deep import inverse_network
 from hf_neuracrypt.audit.known import quality
 from hf_neuracrypt.audit.matching import matching, shuffle
 from hf_neuracrypt.audit.pairs import Pairs, cut, join
@@ -201,6 +203,21 @@ def test_a_block_comes_from_where_the_cipher_takes_it(insecure_key):
     assert (places.int().argmax(0).numpy() == encoder.block_order(4)).all() and (places.sum(0) == 1).all()
 
 
+# ------------------------------------------------------------------------------------------------ --deep
+
+
+@pytest.mark.parametrize("scheme", ["le", "color-neuracrypt"])
+def test_a_network_learns_what_is_the_same_under_all_keys(scheme, small, monkeypatch):
+    """A scheme without a key is undone; noise and another key's ciphertexts give the mean image and no more."""
+    config = make_config(scheme, {"image_size": 32} | ({"patch_size": 8, "width": 64} if scheme != "le" else {}))
+    noise = np.random.default_rng(0).integers(0, 256, small.shape, np.uint8)
+    row, redrawn = inverse_network(Pairs(config, small, noise), np.arange(8), 0, keys=6)
+    assert row.grade == "near chance" and redrawn.shape == (8, 3, 32, 32)
+    monkeypatch.setattr(deep, "encrypt_in_place", lambda encoder, images: images)
+    row, redrawn = inverse_network(Pairs(config, small, small), np.arange(8), 0, keys=30)
+    assert row.grade == "leaks" and quality(small[:8], redrawn)[0] == row.figures["psnr"], row
+
+
 # ------------------------------------------------------------------------------------------------ folder and command
 
 
@@ -246,7 +263,7 @@ def test_two_runs_say_the_same_and_a_card_shows_it(work, reported, tmp_path):
         "metadata",
         "key",
     ]
-    assert {row["name"] for row in one["rows"]} == set(ROWS)
+    assert {row["name"] for row in one["rows"]} == set(ROWS) - {"deep"}
     grades = {row["name"]: row["grade"] for row in one["rows"]}
     assert grades["metadata"] == grades["key"] == "near chance" and grades["labels"] == grades["order"] == "leaks"
     page = (reported / "audit.html").read_text()
@@ -277,6 +294,14 @@ def test_without_its_libraries_the_audit_says_what_to_install(work, tmp_path):
         assert_one_line_error(result, "pip install 'hf-neuracrypt[audit]'")
         shutil.rmtree(tmp_path / name)
     assert not (tmp_path / "out").exists()
+
+
+def test_deep_adds_a_row_and_a_picture(work, monkeypatch):
+    monkeypatch.setattr(deep, "KEYS", 2)
+    key = SecretKey.load(work / "one.key")
+    audit = run_audit(work / "encrypted", str(work / "plain"), key, train=True)
+    assert audit.rows[-1].name == "deep" and audit.rows[-1].figures["keys"] == 2
+    assert audit.pictures.redrawn["network, other keys"].shape == (len(audit.pictures.shown), 3, 32, 32)
 
 
 def test_wrong_keys_and_places_are_one_line(work, tmp_path):

@@ -17,7 +17,7 @@ from hf_neuracrypt.errors import KeyMismatchError, NeuraCryptError
 
 
 try:
-    from hf_neuracrypt.audit import ciphertext, folder, known, matching, puzzles
+    from hf_neuracrypt.audit import ciphertext, deep, folder, known, matching, puzzles
 except ModuleNotFoundError as error:
     if error.name.split(".")[0] not in ("skimage", "scipy"):
         raise
@@ -69,6 +69,7 @@ def run_audit(
     max_images: int = 512,
     seed: int = 0,
     image_column: str | None = None,
+    train: bool = False,
 ) -> Audit:
     """Attack a finished encrypted folder with everything its owner has.
 
@@ -79,6 +80,7 @@ def run_audit(
         max_images: how many images to look at; fewer if they are large.
         seed: draws them, and which are known.
         image_column: as given to `encrypt`.
+        train: also train an inverse network on keys of the attacker's own, which takes minutes (`--deep`).
 
     Raises:
         KeyMismatchError: another key's folder.
@@ -95,13 +97,13 @@ def run_audit(
         folder.metadata(path, manifest, record.config, pairs.wrong), folder.key_leak(path, key), folder.labels(path),
         folder.row_order(),
     ]  # fmt: skip
-    attacked, pictures = attack(pairs, encoder, seed)
+    attacked, pictures = attack(pairs, encoder, seed, train)
     return Audit(
         record, store.checksum(manifest), rows + attacked, seed, time.monotonic() - start, pairs, pictures
     )  # fmt: skip
 
 
-def attack(pairs: Pairs, encoder: Encoder, seed: int = 0) -> tuple[list[Row], Pictures]:
+def attack(pairs: Pairs, encoder: Encoder, seed: int = 0, train: bool = False) -> tuple[list[Row], Pictures]:
     """All attacks on pairs of images and ciphertexts; the encoder is the owner's, and serves as the oracle."""
     rows, redrawn = [], {}
     with tqdm(total=9, desc="Auditing", unit=" attacks") as bar:
@@ -135,6 +137,9 @@ def attack(pairs: Pairs, encoder: Encoder, seed: int = 0) -> tuple[list[Row], Pi
         redrawn["48 candidates"] = recoloured[shown]
     if decrypted is not None:
         redrawn["chosen images"] = decrypted[shown]
+    if train:
+        row, redrawn["network, other keys"] = deep.inverse_network(pairs, shown, seed, deep.KEYS)
+        rows.append(row)
     return rows, Pictures(shown, redrawn)
 
 
@@ -142,14 +147,8 @@ def _linkability(pairs: Pairs, seed: int) -> Row:
     """The same images under a throw-away key that everybody could know: it protects nothing."""
     few = pairs.take(range(min(len(pairs), matching.LINKED_IMAGES)))
     encoder = load_encoder(pairs.config, SecretKey(hashlib.sha256(f"audit {seed}".encode()).digest()))
-    batches = (torch.from_numpy(few.plain[start : start + 32]) for start in range(0, len(few), 32))
-    again = [_in_place(encoder, batch).numpy() for batch in batches]
-    return matching.linkability(few, Pairs(pairs.config, few.plain, np.concatenate(again)), seed)
-
-
-def _in_place(encoder: Encoder, images: torch.Tensor) -> torch.Tensor:
-    """Ciphertexts, patches not shuffled."""
-    return encoder.represent(images) if encoder.config.representation else encoder.encrypt(images)
+    again = deep.encrypt_in_place(encoder, few.plain)
+    return matching.linkability(few, Pairs(pairs.config, few.plain, again), seed)
 
 
 def _block_order(pairs: Pairs, encoder: Encoder) -> np.ndarray | None:
