@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 
 from hf_neuracrypt import SecretKey, load_encoder
 from hf_neuracrypt.audit.ciphertext import thumbnail
-from hf_neuracrypt.audit.known import GAIN_DB, known_plaintext, quality
+from hf_neuracrypt.audit.known import GAIN_DB, REDRAWN_IMAGES, known_plaintext, quality
 from hf_neuracrypt.audit.matching import matching
 from hf_neuracrypt.audit.pairs import BLOCK_MOVING_SCHEMES, Pairs, cut, join
 from hf_neuracrypt.audit.puzzles import candidates, jigsaw, put_back
@@ -122,11 +122,12 @@ def leakage(variant: Variant, images: np.ndarray) -> dict:
     found |= {name: matched[name] for name in ("accuracy", "before_refinement", "chance")}
     found["mean_image_psnr"] = known["mean_image_psnr"]
     by_position = _each_position(pairs) if variant.positions else {}
-    for count in COUNTS:
+    counts = [count for count in COUNTS if f"psnr_{count}" in known]
+    for count in counts:
         found[f"psnr_{count}"] = max(
             known[f"psnr_{count}"], known.get(f"mlp_psnr_{count}", 0), by_position.get(count, 0)
         )  # fmt: skip
-    enough = (count for count in COUNTS if found[f"psnr_{count}"] >= found["mean_image_psnr"] + GAIN_DB)
+    enough = (count for count in counts if found[f"psnr_{count}"] >= found["mean_image_psnr"] + GAIN_DB)
     found["pairs_for_3_db"] = next(enough, None)
     if config.scheme == "pe":
         found["recovered"] = candidates(pairs)[0].figures["recovered"]
@@ -145,9 +146,10 @@ def _upright(pairs: Pairs, places: np.ndarray, order: np.ndarray) -> Pairs:
 def _each_position(pairs: Pairs) -> dict[int, float]:
     """PSNR by number of pairs of a linear map for each position, which a key for each position makes necessary."""
     order, found = np.random.default_rng(0).permutation(len(pairs)), {}
-    unknown, truth = pairs.encrypted_centred[order[:32]], pairs.plain[order[:32]]
+    held_out, pool = np.split(order, [min(REDRAWN_IMAGES, len(pairs) // 4)])
+    unknown, truth = pairs.encrypted_centred[held_out], pairs.plain[held_out]
     for count in COUNTS[1:]:
-        known = pairs.take(order[32 : 32 + count])
+        known = pairs.take(pool[:count])
         given, target = known.encrypted_centred, known.plain_patches.astype(np.float32)
         middle, average = given.mean(0), target.mean(0)
         weights = [ridge(g, t, 0) for g, t in zip((given - middle).swapaxes(0, 1), (target - average).swapaxes(0, 1))]
