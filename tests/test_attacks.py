@@ -11,7 +11,7 @@ from hf_neuracrypt.audit.known import quality
 from hf_neuracrypt.audit.matching import matching, shuffle
 from hf_neuracrypt.audit.pairs import Pairs
 from hf_neuracrypt.audit.puzzles import candidates, jigsaw
-from hf_neuracrypt.audit.redraw import redraw
+from hf_neuracrypt.audit.redraw import perceptron, redraw, ridge
 from hf_neuracrypt.configuration import EncoderConfig
 from hf_neuracrypt.encoders import load_encoder
 from hf_neuracrypt.schemes import make_config
@@ -63,6 +63,29 @@ def test_a_shuffle_of_patches_is_undone_by_their_positions():
     shuffled = np.take_along_axis(places + noise / 4, orders[..., None], 1)
     assert shuffle(shuffled, orders).figures["put_back"] > 0.95
     assert shuffle(noise, orders).grade == "near chance"
+
+
+def test_the_ridge_is_the_one_that_predicts_what_was_left_out():
+    """Next to nothing for an exact linear map, as much as there is for noise."""
+    generator = np.random.default_rng(0)
+    for rows in (90, 500):
+        given = generator.standard_normal((rows, 60), np.float32)
+        given -= given.mean(0)
+        weights = generator.standard_normal((60, 5), np.float32)
+        found = ridge(given, given @ weights, 0)
+        assert np.abs(given @ (found - weights)).max() < 0.01
+        noise = generator.standard_normal((rows, 5), np.float32)
+        assert np.linalg.norm(ridge(given, noise - noise.mean(0), 0)) < 0.5 * np.linalg.norm(
+            np.linalg.pinv(given) @ noise
+        )
+
+
+def test_a_network_draws_what_a_linear_map_cannot():
+    generator = np.random.default_rng(0)
+    given = generator.standard_normal((4000, 8), np.float32)
+    target = np.abs(given)
+    drawn = perceptron(given, target - target.mean(0), given[None, :100], target - target.mean(0), 0)[0]
+    assert ((drawn - (target - target.mean(0))[:100]) ** 2).mean() < 0.1 * target.var()
 
 
 def test_sixteen_pairs_redraw_photos_that_nobody_knew(insecure_key):
