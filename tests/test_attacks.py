@@ -110,7 +110,7 @@ def small():
 
 
 def test_colours_of_pixels_are_told_by_their_neighbours(small, insecure_key):
-    """Sixteen ciphertexts and no pair are enough for all bytes; one alone is not."""
+    """32 ciphertexts and no pair are enough for all bytes; one alone is not."""
     config = make_config("pe", {})
     encrypted = load_encoder(config, insecure_key).encrypt(torch.from_numpy(small)).numpy()
     row, redrawn = candidates(Pairs(config, small[:32], encrypted[:32]))
@@ -127,7 +127,8 @@ def test_blocks_are_put_back(scheme, small, insecure_key):
     encoder = load_encoder(config, insecure_key)
     encrypted = encoder.encrypt(torch.from_numpy(small)).numpy()
     order = encoder.block_order(4)
-    assert sorted(order) == list(range(64)) and jigsaw(Pairs(config, small, encrypted), order, 0).grade == "leaks"
+    assert sorted(order) == list(range(64))
+    assert jigsaw(Pairs(config, small, encrypted), order, 0).figures["neighbours"] > 0.9
     assert jigsaw(Pairs(config, small, small), np.arange(64), 0).figures["neighbours"] > 0.9
     noise = np.random.default_rng(0).integers(0, 256, small.shape, np.uint8)
     assert jigsaw(Pairs(config, small, noise), order, 0).grade == "near chance"
