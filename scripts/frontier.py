@@ -44,6 +44,7 @@ from hf_neuracrypt.training import load_model
 
 PATCH = 16
 COUNTS = (1, 4, 16, 64)  # known pairs
+BEST_PSNR = 45  # dB, where bars end
 Encrypt = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -221,7 +222,7 @@ def measure(args: argparse.Namespace, results: list[dict]) -> None:
 
 
 def draw(results: list[dict], path: Path) -> None:
-    """Accuracy against PSNR at 16 pairs of photos, and re-identification before and after refinement."""
+    """Of photos: re-identification before and after refinement, what 16 pairs redraw, and accuracy against that."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -230,22 +231,23 @@ def draw(results: list[dict], path: Path) -> None:
     ink, blue, orange = "#808890", "#3b82c4", "#e08a2b"
     accuracies = {entry["variant"]: entry["accuracy"] for entry in results if entry["what"] == "accuracy"}
     photos = {entry["variant"]: entry for entry in results if entry["what"] == "photos"}
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 5.5))
-    for title in photos.keys() & accuracies.keys():
-        psnr = min(photos[title]["psnr_16"], 45)
-        left.plot(psnr, accuracies[title], "o", color=blue)
-        left.annotate(f" {title}", (psnr, accuracies[title]), color=ink, fontsize=9)
-    if photos:
-        left.axvline(next(iter(photos.values()))["mean_image_psnr"], color=orange, linestyle=":")
-    left.set_xlabel("PSNR of photos redrawn from 16 pairs, dB (dotted: mean image; 45: 45 or more)", color=ink)
-    left.set_ylabel("test accuracy, short training", color=ink)
-    for place, (_, entry) in enumerate(reversed(photos.items())):
-        right.barh(place, entry["accuracy"], color=blue, height=0.6)
-        right.plot(entry["before_refinement"], place, "o", color=orange)
-    right.set_yticks(range(len(photos)), list(reversed(photos)))
-    right.set_xlim(0, 1.02)
-    right.set_xlabel("photos re-identified without pairs (dot: before refinement)", color=ink)
-    for axes in (left, right):
+    figure, panels = pyplot.subplots(1, 3 if accuracies else 2, figsize=(14, 2 + 0.3 * len(photos)))
+    for place, entry in enumerate(reversed(photos.values())):
+        panels[0].barh(place, entry["accuracy"], color=blue, height=0.6)
+        panels[0].plot(entry["before_refinement"], place, "o", color=orange)
+        panels[1].barh(place, min(entry["psnr_16"], BEST_PSNR), color=blue, height=0.6)
+        panels[1].plot(entry["mean_image_psnr"], place, "o", color=orange)
+    for axes, names in ((panels[0], list(reversed(photos))), (panels[1], [])):
+        axes.set_yticks(range(len(names)), names)
+    panels[0].set_xlabel("re-identified without pairs (dot: before refinement)", color=ink)
+    panels[1].set_xlabel(f"PSNR of photos redrawn from 16 pairs, dB (dot: mean image; {BEST_PSNR}: or more)", color=ink)
+    for title in photos.keys() & accuracies.keys() if accuracies else ():
+        place = min(photos[title]["psnr_16"], BEST_PSNR), accuracies[title]
+        panels[2].plot(*place, "o", color=blue)
+        panels[2].annotate(f" {title}", place, color=ink, fontsize=9)
+        panels[2].set_xlabel("PSNR from 16 pairs, dB", color=ink)
+        panels[2].set_ylabel("test accuracy, short training", color=ink)
+    for axes in panels:
         axes.set_facecolor("none")
         axes.tick_params(colors=ink)
         for spine in axes.spines.values():
