@@ -105,9 +105,8 @@ def make_encrypt(variant: Variant, size: int) -> tuple[PublicConfig, Encrypt, np
             found = torch.from_numpy(join(cut(found.numpy(), PATCH)[:, order], size))
         return found
 
-    if variant.scheme in BLOCK_MOVING_SCHEMES:
-        order = encoder.block_order(PATCH)
-    return config, encrypt, order
+    moved_by_scheme = variant.scheme in BLOCK_MOVING_SCHEMES
+    return config, encrypt, encoder.block_order(PATCH) if moved_by_scheme else order
 
 
 def leakage(variant: Variant, images: np.ndarray) -> dict:

@@ -42,6 +42,16 @@ def test_an_option_is_one_key_for_all_images(frontier, title):
         assert (found[0].int() - found[2].int()).float().std() == pytest.approx(16 * 2**0.5, rel=0.2)
 
 
+@pytest.mark.parametrize("title", ["blocks", "EtC", "ELE", "ViT block-wise"])
+def test_blocks_come_from_where_the_order_says(frontier, title):
+    _, encrypt, order = frontier.make_encrypt(variant(frontier, title), 48)
+    plain = torch.zeros(9, 3, 48, 48, dtype=torch.uint8)
+    for block in range(9):
+        plain[block, :, block // 3 * 16 : block // 3 * 16 + 16, block % 3 * 16 : block % 3 * 16 + 16] = 200
+    changed = frontier.cut((encrypt(plain) != encrypt(torch.zeros_like(plain))).numpy(), 16).any(-1)
+    assert (changed.argmax(0) == order).all() and (changed.sum(0) == 1).all()
+
+
 def test_an_attacker_turns_the_puzzle_until_it_is_upright(frontier):
     config, encrypt, order = frontier.make_encrypt(variant(frontier, "blocks"), 64)
     pairs = frontier.Pairs(
