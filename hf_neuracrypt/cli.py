@@ -231,6 +231,9 @@ def audit(
         int, typer.Option(min=0, metavar="N", help="Draws them, and which of them are known to the attacker.")
     ] = 0,
     image_column: Annotated[str | None, typer.Option(help="Default: image, img or pixel_values.")] = None,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Also train a network on an attacker's own keys: minutes more.")
+    ] = False,
 ) -> None:
     """Run the known attacks on an encrypted dataset.
 
@@ -251,7 +254,7 @@ def audit(
     from hf_neuracrypt.audit.attacks import run_audit
     from hf_neuracrypt.audit.report import write_report
 
-    result = run_audit(folder, source, key, max_images=max_images, seed=seed, image_column=image_column)
+    result = run_audit(folder, source, key, max_images=max_images, seed=seed, image_column=image_column, train=deep)
     write_report(result, output)
     for row in result.rows:
         typer.echo(f"{row.grade:15} {row.title}")

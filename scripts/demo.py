@@ -22,7 +22,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
@@ -37,7 +36,8 @@ from hf_neuracrypt.transform import encrypt_prepared
 
 with one_line_errors():  # if SciPy is not installed
     from hf_neuracrypt.audit.ciphertext import thumbnail
-    from hf_neuracrypt.audit.known import PAIR_COUNTS, quality, redraw
+    from hf_neuracrypt.audit.deep import encrypt_in_place
+    from hf_neuracrypt.audit.known import PAIR_COUNTS, attempts, quality
     from hf_neuracrypt.audit.pairs import Pairs
     from hf_neuracrypt.audit.report import grey_map, patch_means
 
@@ -115,9 +115,9 @@ class Owner:
                 tqdm.write(f"{examples[number]} is left out: {error}", sys.stderr)
         if len(prepared) < FEWEST:
             raise NeuraCryptError(f"the page needs {FEWEST} example images or more, there are {len(prepared)}")
-        encrypted = [_in_place(classifier.encoder, image) for image in prepared]
-        stranger = load_encoder(config, SecretKey.generate())
-        return cls(classifier, stranger, np.stack(prepared), np.concatenate(encrypted))
+        stranger, plain = load_encoder(config, SecretKey.generate()), np.stack(prepared)
+        encrypted = encrypt_in_place(classifier.encoder, plain.transpose(0, 3, 1, 2).copy())
+        return cls(classifier, stranger, plain, encrypted)
 
     def ask(self, image: object, wrong_key: bool) -> str:
         """The picture, its ciphertext and the model's answer, as HTML. Raises ImageError."""
@@ -141,7 +141,8 @@ class Owner:
         plain = prepare(image, encoder.config)
         others = (self.examples != plain).any((1, 2, 3))  # no pair of what is to be redrawn
         images = np.concatenate([self.examples[others], plain[None]]).transpose(0, 3, 1, 2)
-        pairs = Pairs(encoder.config, images, np.concatenate([self.encrypted[others], _in_place(encoder, plain)]))
+        own = encrypt_in_place(encoder, images[-1:].copy())
+        pairs = Pairs(encoder.config, images, np.concatenate([self.encrypted[others], own]))
         target, size = len(images) - 1, encoder.config.image_size
         mean = images[:target].mean(0, keepdims=True).round().astype(np.uint8)
         figures = [
@@ -150,8 +151,10 @@ class Owner:
             _figure(grey_map(thumbnail(pairs, 0)[1][target], size), "No pair known", "thumbnail of patches"),
         ]
         for count in [count for count in PAIR_COUNTS if count <= target]:
-            redrawn = redraw(pairs, range(target - count, target), [target])
-            psnr, _ = quality(images[target:], redrawn)
+            drawn = attempts(pairs, range(target - count, target), [target], 0)
+            psnr, redrawn = max(
+                ((quality(images[target:], each)[0], each) for each in drawn.values()), key=lambda x: x[0]
+            )
             figures.append(_figure(redrawn[0], f"{count} pair{'s' * (count > 1)} known", f"PSNR {psnr:.1f} dB"))
         baseline, _ = quality(images[target:], mean)
         note = (
@@ -159,12 +162,6 @@ class Owner:
             f"yours. For comparison, the mean picture: PSNR {baseline:.1f} dB. Attacks tried, not attacks possible.</p>"
         )
         return _tiles(figures, 140) + note
-
-
-def _in_place(encoder: Encoder, image: np.ndarray) -> np.ndarray:
-    """The ciphertext of a prepared image, uint8 (1, 3, S, S) or float32 (1, P, D), its patches not shuffled."""
-    encrypt = encoder.represent if encoder.config.representation else encoder.encrypt
-    return encrypt(torch.from_numpy(image.transpose(2, 0, 1)[None].copy())).numpy()
 
 
 def _visible(encrypted: object, size: int) -> np.ndarray:

@@ -20,8 +20,8 @@ from PIL import Image, ImageDraw, ImageFont
 from skimage import data
 
 from hf_neuracrypt import EncoderConfig, SecretKey, load_encoder
-from hf_neuracrypt.audit.known import ridge
 from hf_neuracrypt.audit.pairs import Pairs, cut
+from hf_neuracrypt.audit.redraw import redraw
 from hf_neuracrypt.configuration import PublicConfig
 from hf_neuracrypt.errors import NeuraCryptError, one_line_errors
 from hf_neuracrypt.images import prepare
@@ -63,7 +63,7 @@ def attack(encrypted: np.ndarray, known: np.ndarray, config: PublicConfig, key: 
     """What one linear map of patches, fitted on pairs of the `known` images, makes of ciphertexts."""
     pairs = Pairs(config, known.transpose(0, 3, 1, 2), encrypt(known, config, key).transpose(0, 3, 1, 2))
     patches = cut(encrypted.transpose(0, 3, 1, 2), pairs.tile)
-    return ridge(pairs, patches - cut(pairs.encrypted, pairs.tile).mean(0, dtype=np.float32)).transpose(0, 2, 3, 1)
+    return redraw(pairs, patches - pairs.middle, 0)["ridge"].transpose(0, 2, 3, 1)
 
 
 def draw_overview(path: Path) -> None:

@@ -260,3 +260,25 @@ def python(hub, code, home, token="hf_owner"):
 
 def key_id(path):
     return SecretKey.load(path).id
+
+
+# ------------------------------------------------------------------------------------------------------------- audits
+
+
+def crops(names: tuple[str, ...], count: int, size: int, seed: int = 0) -> np.ndarray:
+    """Crops of scikit-image's photos at native resolution: uint8 (count, 3, size, size)."""
+    from skimage import data
+
+    generator, photos = np.random.default_rng(seed), [getattr(data, name)() for name in names]
+    images = []
+    for number in range(count):
+        photo = photos[number % len(photos)]
+        top, left = (generator.integers(0, side - size + 1) for side in photo.shape[:2])
+        images.append(photo[top : top + size, left : left + size].transpose(2, 0, 1))
+    return np.ascontiguousarray(np.stack(images))
+
+
+@pytest.fixture(scope="module")
+def photos() -> np.ndarray:
+    """60 crops of photos, 64 px."""
+    return crops(("astronaut", "coffee", "chelsea"), 60, 128)[:, :, ::2, ::2].copy()

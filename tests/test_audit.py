@@ -10,9 +10,8 @@ import torch
 from datasets import Dataset
 
 from hf_neuracrypt import cards, store
-from hf_neuracrypt.audit.attacks import attack
-from hf_neuracrypt.audit.ciphertext import matching, thumbnail
-from hf_neuracrypt.audit.known import quality, redraw, ridge
+from hf_neuracrypt.audit import deep
+from hf_neuracrypt.audit.attacks import attack, run_audit
 from hf_neuracrypt.audit.pairs import Pairs, cut, join
 from hf_neuracrypt.audit.rows import GRADES, ROWS, read_audit
 from hf_neuracrypt.configuration import EncoderConfig
@@ -22,29 +21,13 @@ from hf_neuracrypt.images import to_png
 from hf_neuracrypt.keys import SecretKey
 from hf_neuracrypt.record import Record
 from hf_neuracrypt.schemes import SCHEMES, make_config
-from tests.conftest import SMALL, SMALL_FLAGS, assert_one_line_error, command, make_images
+from tests.conftest import ROOT, SMALL_FLAGS, assert_one_line_error, command
 from tests.loopback_hub import LoopbackHub
 
 
-data = pytest.importorskip("skimage.data")
+pytest.importorskip("skimage")
 CONFIG = EncoderConfig(image_size=64, patch_size=8, depth=2, width=64)
 TINY = {"image_size": 64, "patch_size": 8}
-
-
-def crops(names: tuple[str, ...], count: int, size: int, seed: int = 0) -> np.ndarray:
-    """Crops of scikit-image's photos at native resolution: uint8 (count, 3, size, size)."""
-    generator, photos = np.random.default_rng(seed), [getattr(data, name)() for name in names]
-    images = []
-    for number in range(count):
-        photo = photos[number % len(photos)]
-        top, left = (generator.integers(0, side - size + 1) for side in photo.shape[:2])
-        images.append(photo[top : top + size, left : left + size].transpose(2, 0, 1))
-    return np.ascontiguousarray(np.stack(images))
-
-
-@pytest.fixture(scope="module")
-def photos():
-    return crops(("astronaut", "coffee", "chelsea"), 60, 128)[:, :, ::2, ::2].copy()
 
 
 def rows_of(plain, encrypted, key, config=CONFIG):
@@ -66,7 +49,7 @@ def test_what_hides_nothing_leaks_in_every_row(cipher, photos, insecure_key):
     assert rows["thumbnail"].grade == "leaks" and rows["thumbnail"].figures["correlation"] > 0.8
     assert rows["matching"].figures["accuracy"] > 0.95 and rows["matching"].grade == "leaks"
     assert rows["known"].grade == "leaks" and rows["known"].figures["pairs_for_3_db"] <= 16
-    assert rows["duplicates"].figures["silhouette_iou"] > 0.8
+    assert rows["duplicates"].figures["silhouette_iou"] > (0.7 if cipher is linear else 0.99)
     if cipher is not linear:
         assert rows["folding"].figures["correlation"] > 0.999 and rows["known"].figures["psnr_16"] > 25
 
@@ -77,16 +60,6 @@ def test_noise_leaks_nothing(photos, insecure_key):
     for name in ("thumbnail", "matching", "known", "duplicates", "folding", "link"):
         assert rows[name].grade == "near chance", rows[name]
     assert rows["known"].figures["pairs_for_3_db"] is None and rows["values"].figures["entropy_bits"] > 7.99
-
-
-def test_an_image_that_is_there_twice_is_found(photos, insecure_key):
-    encoder = load_encoder(CONFIG, insecure_key)
-    found = []
-    for plain in (photos, np.concatenate([photos, photos[:1]])):
-        encrypted = encoder.encrypt(torch.from_numpy(plain)).numpy()
-        found.append(rows_of(plain, encrypted, insecure_key)["duplicates"])
-    assert found[0].figures["equal_images"] == 0
-    assert found[1].figures["equal_images"] == pytest.approx(2 / 61) and found[1].grade == "leaks"
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -105,31 +78,9 @@ def test_every_scheme_goes_through(scheme, photos, insecure_key):
     else:
         assert rows["chosen"].grade == "not applicable"
     assert (rows["folding"].grade == "not applicable") == (scheme == "neuracrypt")
+    assert (rows["candidates"].grade == "leaks") == (scheme == "pe")
+    assert (rows["jigsaw"].grade == "leaks") == (scheme in ("etc", "ele", "vit-blockwise"))
     assert (rows["shuffle"].grade == "not applicable") == (scheme != "neuracrypt")
-
-
-def test_sixteen_pairs_redraw_photos_that_nobody_knew(insecure_key):
-    """Color-NeuraCrypt as published: 224 px, depth 4; about 22 dB, against 12.4 for the mean image."""
-    encoder = load_encoder(EncoderConfig(), insecure_key)
-    known, other = crops(("astronaut", "coffee"), 16, 224), crops(("chelsea", "rocket"), 96, 224, seed=1)
-    both = np.concatenate([known, other])  # the attacker has all ciphertexts, and the originals of the first 16
-    pairs = Pairs(encoder.config, both, encoder.encrypt(torch.from_numpy(both)).numpy())
-    centred, first = pairs.encrypted_centred, pairs.take(range(16))
-    first.__dict__["encrypted_centred"] = centred[:16]
-    psnr, _ = quality(other[:8], ridge(first, centred[16:24]))
-    mean, _ = quality(other[:8], known.mean(0, keepdims=True).astype(np.uint8).repeat(8, 0))
-    assert psnr > 20 and psnr > mean + 6, (psnr, mean)
-
-
-def test_images_that_share_a_background_are_redrawn_too(small_encoder):
-    """Radiographs, digits: what is the same in all of them must not hide the rest from the attack."""
-    coarse = np.random.default_rng(0).integers(0, 2, (40, 4, 4, 3)).repeat(8, 1).repeat(8, 2) * 50
-    images = (make_images(1, 32) // 2 + 20 + coarse).astype(np.uint8).transpose(0, 3, 1, 2).copy()
-    pairs = Pairs(SMALL, images, small_encoder.encrypt(torch.from_numpy(images)).numpy())
-    psnr, _ = quality(images[16:], redraw(pairs, range(16), range(16, 40)))
-    mean, _ = quality(images[16:], images[:16].mean(0, keepdims=True).astype(np.uint8).repeat(24, 0))
-    assert psnr > mean + 6, (psnr, mean)
-    assert matching(pairs, thumbnail(pairs, 0)[1], 0).figures["accuracy"] > 0.9
 
 
 # ------------------------------------------------------------------------------------------------ folder and command
@@ -165,30 +116,57 @@ def report(work, encrypted, output):
     return json.loads((output / "audit.json").read_text())
 
 
-def test_two_runs_say_the_same_and_a_card_shows_it(work, tmp_path):
-    one, two = (report(work, work / "encrypted", tmp_path / name) for name in ("one", "two"))
+@pytest.fixture(scope="module")
+def reported(work):
+    report(work, work / "encrypted", work / "report")
+    return work / "report"
+
+
+def test_two_runs_say_the_same_and_a_card_shows_it(work, reported, tmp_path):
+    one, two = json.loads((reported / "audit.json").read_text()), report(work, work / "encrypted", tmp_path / "two")
     assert {**one, "seconds": 0} == {**two, "seconds": 0} and [row["name"] for row in one["rows"]][:2] == [
         "metadata",
         "key",
     ]
-    assert {row["name"] for row in one["rows"]} == set(ROWS)
+    assert {row["name"] for row in one["rows"]} == set(ROWS) - {"deep"}
     grades = {row["name"]: row["grade"] for row in one["rows"]}
     assert grades["metadata"] == grades["key"] == "near chance" and grades["labels"] == grades["order"] == "leaks"
-    page = (tmp_path / "one" / "audit.html").read_text()
+    page = (reported / "audit.html").read_text()
     assert "attacks tried" in " ".join(page.split()) or "attacks\npossible" in page
-    assert page.count("<img") >= 8 and "http" not in page
+    assert page.count("<img") >= 8 and "http" not in page and len(page) < 1_000_000
     manifest = store.read_manifest(work / "encrypted")
     record = Record.from_dict(manifest)
-    shown = read_audit(tmp_path / "one" / "audit.json", record, store.checksum(manifest))
+    shown = read_audit(reported / "audit.json", record, store.checksum(manifest))
     card = cards.dataset_card(record, manifest["rows"], ["image", "label"], "ward/photos", {}, audit=shown)
     assert "## Audit" in card and "| Re-identification |" in card and "No audit" not in card
     assert str(work) not in card and str(tmp_path) not in card
     with pytest.raises(KeyMismatchError, match="another encrypted folder"):
-        read_audit(tmp_path / "one" / "audit.json", record, "0" * 64)
+        read_audit(reported / "audit.json", record, "0" * 64)
     for change in ({"rows": [{"name": "<script>"}]}, {"neuracrypt_audit": 2}, {"version": "1 <b>"}):
         (tmp_path / "bad.json").write_text(json.dumps(one | change))
         with pytest.raises(NeuraCryptError):
             read_audit(tmp_path / "bad.json", record, store.checksum(manifest))
+
+
+def test_without_its_libraries_the_audit_says_what_to_install(work, tmp_path):
+    """A module that cannot be imported, as where `pip install hf-neuracrypt` left the extra out."""
+    for name in ("skimage", "scipy"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text(f"raise ModuleNotFoundError('none', name={name!r})")
+        environment = {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+        words = ("audit", work / "encrypted", "--source", work / "plain", "--key-file", work / "one.key", "--output")
+        result = command(*words, tmp_path / "out", **environment)
+        assert_one_line_error(result, "pip install 'hf-neuracrypt[audit]'")
+        shutil.rmtree(tmp_path / name)
+    assert not (tmp_path / "out").exists()
+
+
+def test_deep_adds_a_row_and_a_picture(work, monkeypatch):
+    monkeypatch.setattr(deep, "KEYS", 2)
+    key = SecretKey.load(work / "one.key")
+    audit = run_audit(work / "encrypted", str(work / "plain"), key, train=True)
+    assert audit.rows[-1].name == "deep" and audit.rows[-1].figures["keys"] == 2
+    assert audit.pictures.redrawn["network, other keys"].shape == (len(audit.pictures.shown), 3, 32, 32)
 
 
 def test_wrong_keys_and_places_are_one_line(work, tmp_path):
@@ -220,13 +198,12 @@ def test_planted_accidents_are_found(work, tmp_path):
     assert "not what the key makes" in rows["metadata"]["finding"]
 
 
-def test_push_puts_the_figures_into_the_card(work, tmp_path):
-    report(work, work / "encrypted", tmp_path / "out")
+def test_push_puts_the_figures_into_the_card(work, reported, tmp_path):
     with LoopbackHub() as hub:
         environment = hub.environment(tmp_path / "home", "hf_owner")
         words = ("push", work / "encrypted", "owner/photos", "--key-file", work / "one.key", "--audit")
         assert_one_line_error(command(*words, tmp_path / "none.json", **environment), "there is no file")
-        result = command(*words, tmp_path / "out" / "audit.json", **environment)
+        result = command(*words, reported / "audit.json", **environment)
         assert result.returncode == 0, result.stderr
         files = hub.files("dataset", "owner/photos")
     assert "## Audit" in files["README.md"].decode() and not any("audit" in name for name in files)

@@ -3,8 +3,12 @@
 attacks.py     run_audit: all rows, in order
 pairs.py       both sides of a folder, plain and encrypted
 folder.py      what files, columns, labels and order give away
-ciphertext.py  attacks on ciphertexts alone, and matching with candidate originals
+ciphertext.py  thumbnails and repeated patches, from ciphertexts alone
+matching.py    which ciphertext belongs to which image, without pairs
+puzzles.py     permutation ciphers solved from ciphertexts alone: folding, 48 candidates a pixel, a jigsaw of blocks
 known.py       attacks with known and chosen pairs
+redraw.py      the maps of patches that known pairs give
+deep.py        a network trained on the attacker's own keys
 rows.py        a row, its grade and the thresholds; `audit.json` as `push` reads it, without SciPy
 report.py      audit.json and audit.html
 """

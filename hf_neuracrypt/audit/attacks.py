@@ -17,13 +17,13 @@ from hf_neuracrypt.errors import KeyMismatchError, NeuraCryptError
 
 
 try:
-    from hf_neuracrypt.audit import ciphertext, folder, known
+    from hf_neuracrypt.audit import ciphertext, deep, folder, known, matching, puzzles
 except ModuleNotFoundError as error:
     if error.name.split(".")[0] not in ("skimage", "scipy"):
         raise
     raise NeuraCryptError("the audit needs scikit-image and SciPy: pip install 'hf-neuracrypt[audit]'") from None
 
-from hf_neuracrypt.audit.pairs import Pairs, load_pairs
+from hf_neuracrypt.audit.pairs import BLOCK_MOVING_SCHEMES, Pairs, load_pairs
 from hf_neuracrypt.audit.rows import AUDIT_FORMAT, NOT_APPLICABLE, Row
 from hf_neuracrypt.encoders import load_encoder
 from hf_neuracrypt.encoders.base import Encoder
@@ -69,6 +69,7 @@ def run_audit(
     max_images: int = 512,
     seed: int = 0,
     image_column: str | None = None,
+    train: bool = False,
 ) -> Audit:
     """Attack a finished encrypted folder with everything its owner has.
 
@@ -79,6 +80,7 @@ def run_audit(
         max_images: how many images to look at; fewer if they are large.
         seed: draws them, and which are known.
         image_column: as given to `encrypt`.
+        train: also train an inverse network on keys of the attacker's own, which takes minutes (`--deep`).
 
     Raises:
         KeyMismatchError: another key's folder.
@@ -95,16 +97,16 @@ def run_audit(
         folder.metadata(path, manifest, record.config, pairs.wrong), folder.key_leak(path, key), folder.labels(path),
         folder.row_order(),
     ]  # fmt: skip
-    attacked, pictures = attack(pairs, encoder, seed)
+    attacked, pictures = attack(pairs, encoder, seed, train)
     return Audit(
         record, store.checksum(manifest), rows + attacked, seed, time.monotonic() - start, pairs, pictures
     )  # fmt: skip
 
 
-def attack(pairs: Pairs, encoder: Encoder, seed: int = 0) -> tuple[list[Row], Pictures]:
+def attack(pairs: Pairs, encoder: Encoder, seed: int = 0, train: bool = False) -> tuple[list[Row], Pictures]:
     """All attacks on pairs of images and ciphertexts; the encoder is the owner's, and serves as the oracle."""
     rows, redrawn = [], {}
-    with tqdm(total=7, desc="Auditing", unit=" attacks") as bar:
+    with tqdm(total=9, desc="Auditing", unit=" attacks") as bar:
 
         def done(row: Row) -> None:
             rows.append(row)
@@ -113,14 +115,17 @@ def attack(pairs: Pairs, encoder: Encoder, seed: int = 0) -> tuple[list[Row], Pi
 
         row, maps = ciphertext.thumbnail(pairs, seed)
         done(row)
-        done(ciphertext.matching(pairs, maps, seed))
+        done(matching.matching(pairs, maps, seed))
         row, shown, redraws = known.known_plaintext(pairs, seed)
         done(row)
         done(ciphertext.duplicates(pairs, seed))
         done(_linkability(pairs, seed))
         row, decrypted = known.chosen_plaintext(pairs, encoder)
         done(row)
-        done(ciphertext.folding(pairs))
+        done(puzzles.folding(pairs))
+        row, recoloured = puzzles.candidates(pairs)
+        done(row)
+        done(puzzles.jigsaw(pairs, _block_order(pairs, encoder), seed))
     rows += [_shuffle(pairs, encoder), ciphertext.values(pairs)]
     redrawn["ciphertexts alone"] = maps[shown]
     redrawn |= {
@@ -128,29 +133,35 @@ def attack(pairs: Pairs, encoder: Encoder, seed: int = 0) -> tuple[list[Row], Pi
         for count, images in redraws.items()
         if count in (1, 16, max(redraws))
     }
+    if recoloured is not None:
+        redrawn["48 candidates"] = recoloured[shown]
     if decrypted is not None:
         redrawn["chosen images"] = decrypted[shown]
+    if train:
+        row, redrawn["network, other keys"] = deep.inverse_network(pairs, shown, seed, deep.KEYS)
+        rows.append(row)
     return rows, Pictures(shown, redrawn)
 
 
 def _linkability(pairs: Pairs, seed: int) -> Row:
     """The same images under a throw-away key that everybody could know: it protects nothing."""
-    few = pairs.take(range(min(len(pairs), ciphertext.LINKED_IMAGES)))
+    few = pairs.take(range(min(len(pairs), matching.LINKED_IMAGES)))
     encoder = load_encoder(pairs.config, SecretKey(hashlib.sha256(f"audit {seed}".encode()).digest()))
-    batches = (torch.from_numpy(few.plain[start : start + 32]) for start in range(0, len(few), 32))
-    again = [_in_place(encoder, batch).numpy() for batch in batches]
-    return ciphertext.linkability(few, Pairs(pairs.config, few.plain, np.concatenate(again)), seed)
+    again = deep.encrypt_in_place(encoder, few.plain)
+    return matching.linkability(few, Pairs(pairs.config, few.plain, again), seed)
 
 
-def _in_place(encoder: Encoder, images: torch.Tensor) -> torch.Tensor:
-    """Ciphertexts, patches not shuffled."""
-    return encoder.represent(images) if encoder.config.representation else encoder.encrypt(images)
+def _block_order(pairs: Pairs, encoder: Encoder) -> np.ndarray | None:
+    """Where each block of a ciphertext comes from; None: blocks stay where they are."""
+    if pairs.config.scheme not in BLOCK_MOVING_SCHEMES:
+        return None
+    return encoder.block_order(pairs.tile)
 
 
 def _shuffle(pairs: Pairs, encoder: Encoder) -> Row:
     if getattr(pairs.config, "shuffle", "off") == "off":
         return Row("shuffle", NOT_APPLICABLE, "This scheme does not shuffle the patches of each image anew.")
-    few = range(min(len(pairs), ciphertext.LINKED_IMAGES // 4))
+    few = range(min(len(pairs), matching.LINKED_IMAGES // 4))
     orders = np.array([encoder.patch_order(torch.from_numpy(pairs.plain[number])) for number in few])
     shuffled = np.stack([pairs.encrypted[number][order] for number, order in zip(few, orders)])
-    return ciphertext.shuffle(shuffled, orders)
+    return matching.shuffle(shuffled, orders)

@@ -1,32 +1,36 @@
-"""Attacks that need ciphertexts alone: thumbnails, repeated patches, folding, and matching with candidate originals."""
+"""Attacks that need ciphertexts alone: thumbnails and repeated patches; and how their bytes are spread."""
 
 import numpy as np
 from scipy.linalg import eigh
-from scipy.optimize import linear_sum_assignment
-from tqdm.auto import tqdm
 
-from hf_neuracrypt.audit.pairs import BLOCK_MOVING_SCHEMES, Pairs, cut
+from hf_neuracrypt.audit.pairs import BLOCK_MOVING_SCHEMES, Pairs
 from hf_neuracrypt.audit.rows import NEAR_CHANCE, NOT_APPLICABLE, WEAK, Row, grade
 
 
 COMPONENTS = 8
 COVARIANCE_PATCHES = 20_000
-GRAM_POSITIONS = 256
-LINKED_IMAGES = 128
-NEAR = 0.01  # squared distance, as a share of the median one, below which two patches count as nearly equal
+NEAR_BY_CHANCE = 0.001  # share of patches that count as nearly equal where nothing is
 MAX_DUPLICATE_VALUES = 64  # values of a patch that are compared; a random projection keeps distances
 
 
-def components(centred: np.ndarray, seed: int) -> np.ndarray:
-    """Maps of the leading principal components: (N, P, D) -> (N, P, 8), the strongest first."""
+def components(centred: np.ndarray, seed: int, count: int = COMPONENTS, whiten: bool = False) -> np.ndarray:
+    """Maps of the leading principal components: (N, P, D) -> (N, P, count or fewer), the strongest first.
+
+    Args:
+        centred: float32, of mean 0.
+        seed: chooses the patches that the components are those of.
+        count: how many components.
+        whiten: scale all to variance 1, and leave out those without any.
+    """
     rows = centred.reshape(-1, centred.shape[-1])
     if len(rows) > COVARIANCE_PATCHES:
-        sample = rows[np.random.default_rng(seed).choice(len(rows), COVARIANCE_PATCHES, replace=False)]
-    else:
-        sample = rows
+        rows = rows[np.random.default_rng(seed).choice(len(rows), COVARIANCE_PATCHES, replace=False)]
     size = rows.shape[1]
-    covariance = (sample.T @ sample).astype(np.float64)
-    _, axes = eigh(covariance, subset_by_index=(max(0, size - COMPONENTS), size - 1))
+    covariance = (rows.T @ rows).astype(np.float64) / len(rows)
+    variances, axes = eigh(covariance, subset_by_index=(max(0, size - count), size - 1))
+    if whiten:
+        real = variances > max(1e-7 * variances[-1], 1e-9)
+        axes = axes[:, real] / np.sqrt(variances[real])
     return centred @ axes[:, ::-1].astype(np.float32)
 
 
@@ -55,37 +59,47 @@ def thumbnail(pairs: Pairs, seed: int) -> tuple[Row, np.ndarray]:
     }  # fmt: skip
     finding = f"Component {best + 1} of the ciphertext patches follows their brightness (median over images)."
     if pairs.config.scheme in BLOCK_MOVING_SCHEMES:
-        finding += " Blocks change places here, alike in all images: a jigsaw solver, not tried, may put them back."
+        finding += " Blocks change places here, alike in all images: the row `jigsaw` puts them back."
     # With few patches an image correlates with any other: what counts is above that.
     value = figures["correlation"] if figures["correlation"] > 1.5 * figures["chance"] else 0
     return Row("thumbnail", grade(value, 0.2, 0.5), finding, figures), maps[..., best]
 
 
-def repeated(centred: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Masks (N, P) of patches with an equal, and with a nearly equal, partner at the same place in another image."""
+def repeated(centred: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Patches with an equal, and with a nearly equal, partner at the same place in another image: two masks (N, P).
+
+    Nearly equal is nearer than patches at *another* place of other images come, but for one in a thousand: what is
+    like by chance sets the threshold, whatever the scheme and the noise. The third result is the squared distance to
+    the nearest partner.
+    """
     count, positions, size = centred.shape
     if size > MAX_DUPLICATE_VALUES:
         centred = centred @ np.random.default_rng(seed).standard_normal((size, MAX_DUPLICATE_VALUES), np.float32)
-    equal, near = np.zeros((count, positions), bool), np.zeros((count, positions), bool)
+    nearest, elsewhere, largest = np.empty((count, positions)), np.empty((count, positions)), 0.0
     for place in range(positions):
         here = centred[:, place].astype(np.float64)
-        norms = (here**2).sum(1)
-        distances = norms[:, None] + norms - 2 * here @ here.T
-        np.fill_diagonal(distances, np.inf)
-        typical = np.median(distances[np.isfinite(distances)])
-        nearest = distances.min(1)
-        equal[:, place], near[:, place] = nearest <= 1e-9 * norms.max(), nearest <= NEAR * typical
-    return equal, near
+        there = centred[:, (place + positions // 2 + 1) % positions].astype(np.float64)
+        for found, other in ((nearest, here), (elsewhere, there)):
+            distances = (here**2).sum(1)[:, None] + (other**2).sum(1) - 2 * here @ other.T
+            np.fill_diagonal(distances, np.inf)
+            found[:, place] = distances.min(1)
+        largest = max(largest, (here**2).sum(1).max())
+    equal = nearest <= 1e-9 * largest
+    by_chance = elsewhere[elsewhere > 1e-9 * largest]
+    threshold = np.quantile(by_chance, NEAR_BY_CHANCE) if len(by_chance) else 0
+    return equal, equal | (nearest <= threshold), nearest
 
 
 def duplicates(pairs: Pairs, seed: int) -> Row:
     """Patches that occur again at the same place, and how well they draw the same silhouette as the plain ones."""
-    equal, near = repeated(pairs.encrypted_centred, seed)
-    _, plain = repeated(pairs.plain_centred, seed)
-    union = (near | plain).sum()
+    equal, near, _ = repeated(pairs.encrypted_centred, seed)
+    _, plain, distances = repeated(pairs.plain_centred, seed)
+    # The silhouette that as many of the nearest plain patches draw: both sides have a threshold of their own.
+    drawn = distances <= np.sort(distances, axis=None)[near.sum() - 1] if near.any() else near
+    union = (near | drawn).sum()
     figures = {
         "equal": float(equal.mean()), "nearly_equal": float(near.mean()), "in_plain": float(plain.mean()),
-        "silhouette_iou": float((near & plain).sum() / union) if union else None,
+        "silhouette_iou": float((near & drawn).sum() / union) if union else None,
         "equal_images": float(equal.all(1).mean()),
     }  # fmt: skip
     finding = (
@@ -93,105 +107,6 @@ def duplicates(pairs: Pairs, seed: int) -> Row:
     )
     worst = max(figures["equal"], figures["nearly_equal"], 10 * figures["equal_images"])
     return Row("duplicates", grade(worst, 0.01, 0.1), finding, figures)
-
-
-def folded(images: np.ndarray) -> np.ndarray:
-    """|value - 127.5|, summed over colours: what inverting values and permuting colours cannot change. (N, S, S)."""
-    return np.abs(images.astype(np.float32) - 127.5).sum(1)
-
-
-def folding(pairs: Pairs) -> Row:
-    """Folding at half range undoes negative-positive ciphers but for a mirrored brightness (Chang and Li)."""
-    if not pairs.is_image:
-        return Row("folding", NOT_APPLICABLE, "A patch representation has no 8-bit range to fold.")
-    ours, truth = (unit(folded(images)) for images in (pairs.encrypted, pairs.plain))
-    figures = {
-        "correlation": float(np.median(np.abs((ours * truth).sum(1)))),
-        "chance": float(np.median(np.abs((ours * np.roll(truth, 1, axis=0)).sum(1)))),
-    }
-    value = figures["correlation"] if figures["correlation"] > 1.5 * figures["chance"] else 0
-    return Row("folding", grade(value, 0.2, 0.5), "Ciphertext and plain image, both folded (median).", figures)
-
-
-def grams(centred: np.ndarray) -> np.ndarray:
-    """Cosines between the patches of each image, which random layers nearly keep: (N, P, D) -> (N, P(P-1)/2)."""
-    positions = centred.shape[1]
-    places = np.unique(np.linspace(0, positions - 1, min(positions, GRAM_POSITIONS)).astype(int))
-    above = np.triu_indices(len(places), 1)
-    features = np.empty((len(centred), len(above[0])), np.float32)
-    for number, patches in enumerate(centred):
-        chosen = patches[places]
-        chosen = chosen / np.maximum(np.linalg.norm(chosen, axis=1, keepdims=True), 1e-6)
-        features[number] = (chosen @ chosen.T)[above]
-    return features
-
-
-def descriptors(brightness: np.ndarray, centred: np.ndarray, images: np.ndarray | None, tile: int) -> dict:
-    """What an attacker compares images by: (N, F) by method. The sorted ones do not mind that blocks move."""
-    cosines = grams(centred)
-    found = {"map": unit(brightness), "gram": unit(cosines), "sorted_gram": unit(np.sort(cosines, axis=1))}
-    if images is not None:
-        folds = cut(folded(images)[:, None], tile).mean(-1)
-        found |= {"fold": unit(folds), "sorted_fold": unit(np.sort(folds, axis=1))}
-    return found
-
-
-def accuracies(ours: dict, theirs: dict, seed: int) -> dict[str, float]:
-    """Share of images assigned to their partner, by method; row i of both sides is the same image."""
-    found = {}
-    for method in ours.keys() & theirs.keys():
-        # The attacker's side is in another order: an assignment that has nothing to go by must not find the diagonal.
-        order = np.random.default_rng(seed).permutation(len(ours[method]))
-        similarity = ours[method] @ theirs[method][order].T
-        rows, columns = linear_sum_assignment(np.abs(similarity) if method == "map" else similarity, maximize=True)
-        found[method] = float((order[columns] == rows).mean())
-    return {method: found[method] for method in sorted(found)}
-
-
-def _matching_row(name: str, found: dict[str, float], count: int, finding: str) -> Row:
-    best = max(found.values())
-    figures = {"accuracy": best, "chance": 1 / count, "images": count, **found}
-    return Row(name, grade(best, max(0.05, 4 / count), max(0.2, 8 / count)), finding, figures)
-
-
-def matching(pairs: Pairs, maps: np.ndarray, seed: int) -> Row:
-    """Which ciphertext belongs to which original, without a single pair."""
-    brightness = pairs.brightness - pairs.brightness.mean(0)
-    ours = descriptors(brightness, pairs.plain_centred, pairs.plain if pairs.is_image else None, pairs.tile)
-    theirs = descriptors(maps, pairs.encrypted_centred, pairs.encrypted if pairs.is_image else None, pairs.tile)
-    finding = (
-        "Best of maps of components, cosines between patches, and folded values; assignment by linear_sum_assignment."
-    )
-    return _matching_row("matching", accuracies(ours, theirs, seed), len(pairs), finding)
-
-
-def linkability(pairs: Pairs, other: Pairs, seed: int) -> Row:
-    """The same images under two keys: which belongs to which. `other` is encrypted under a throw-away key."""
-    sides = [
-        descriptors(
-            components(side.encrypted_centred, seed)[..., 0], side.encrypted_centred,
-            side.encrypted if side.is_image else None, side.tile,
-        )
-        for side in (pairs, other)
-    ]  # fmt: skip
-    finding = "The same images under a second key: rotating keys does not unlink what was published."
-    return _matching_row("link", accuracies(*sides, seed), len(pairs), finding)
-
-
-def shuffle(shuffled: np.ndarray, orders: np.ndarray) -> Row:
-    """Patches of each image put back in the order of the first image's, by the position embedding in them.
-
-    Args:
-        shuffled: float32 (N, P, D) as stored.
-        orders: int (N, P): where each patch came from.
-    """
-    reference, right = shuffled[0], []
-    for image, order in zip(tqdm(shuffled[1:], desc="Patch shuffle", leave=False), orders[1:]):
-        distances = (image**2).sum(1)[:, None] + (reference**2).sum(1) - 2 * image @ reference.T
-        rows, columns = linear_sum_assignment(distances)
-        right.append(float((order[rows] == orders[0][columns]).mean()))
-    figures = {"put_back": float(np.mean(right)), "chance": 1 / len(reference)}
-    return Row("shuffle", grade(figures["put_back"], 0.1, 0.5), "Patches put back without the key.", figures)
 
 
 def values(pairs: Pairs) -> Row:

@@ -5,11 +5,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from scipy.linalg import solve
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from tqdm.auto import tqdm
 
-from hf_neuracrypt.audit.pairs import NIBBLE_SCHEMES, PERMUTATION_SCHEMES, Pairs, join
+from hf_neuracrypt.audit.pairs import NIBBLE_SCHEMES, PERMUTATION_SCHEMES, Pairs
+from hf_neuracrypt.audit.redraw import redraw
 from hf_neuracrypt.audit.rows import LEAKS, NEAR_CHANCE, NOT_APPLICABLE, WEAK, Row, grade
 from hf_neuracrypt.configuration import PublicConfig
 from hf_neuracrypt.encoders.base import Encoder
@@ -18,37 +18,9 @@ from hf_neuracrypt.encoders.base import Encoder
 PAIR_COUNTS = (1, 4, 16, 64, 256)
 REDRAWN_IMAGES = 32
 GAIN_DB = 3.0
-RIDGE = 0.01  # of the mean eigenvalue
 MAX_PSNR = 100.0  # dB, of images that are equal
 
 Symbols = Callable[[np.ndarray], np.ndarray]
-
-
-def ridge(known: Pairs, unknown: np.ndarray) -> np.ndarray:
-    """Redraw images by one linear map of patches, and from two pairs on a mean for each position, fitted on pairs.
-
-    Args:
-        known: pairs; its ciphertext patches are centred on the mean of all ciphertexts, which an attacker has.
-        unknown: float32 (N, P, D), centred alike.
-
-    Returns:
-        uint8 (N, 3, S, S).
-    """
-    given, target = known.encrypted_centred, known.plain_patches.astype(np.float32)
-    # What a position adds to every image, one pair cannot tell from what this image adds.
-    over = (0,) if len(known) > 1 else (0, 1)
-    middle, mean = given.mean(over, keepdims=True), target.mean(over, keepdims=True)
-    given, target = ((side - its).reshape(-1, side.shape[-1]) for side, its in ((given, middle), (target, mean)))
-    if len(given) < given.shape[1]:  # the dual form: as many equations as patches
-        gram = given @ given.T
-        gram[np.diag_indices_from(gram)] += RIDGE * max(np.trace(gram), 1e-6) / given.shape[1]
-        weights = given.T @ solve(gram, target, assume_a="pos")
-    else:
-        gram = given.T @ given
-        gram[np.diag_indices_from(gram)] += RIDGE * max(np.trace(gram), 1e-6) / given.shape[1]
-        weights = solve(gram, given.T @ target, assume_a="pos")
-    redrawn = (unknown - middle) @ weights + mean
-    return join(redrawn.round().clip(0, 255).astype(np.uint8), known.config.image_size)
 
 
 def symbols_of(config: PublicConfig) -> tuple[Symbols, Symbols, int]:
@@ -87,15 +59,22 @@ def columns(known: Pairs, unknown: np.ndarray) -> np.ndarray:
     return merge(redrawn)
 
 
-def redraw(pairs: Pairs, known: Sequence[int], unknown: Sequence[int]) -> np.ndarray:
-    """What an attacker who knows some of the pairs makes of the ciphertexts of others: uint8 (N, 3, S, S)."""
-    known, unknown = list(known), list(unknown)
-    given = pairs.take(known)
+def attempts(pairs: Pairs, known: Sequence[int], unknown: Sequence[int], seed: int) -> dict[str, np.ndarray]:
+    """What an attacker who knows some of the pairs makes of the ciphertexts of others.
+
+    Args:
+        pairs: both sides; the attacker has all ciphertexts, and the images whose numbers are `known`.
+        known: numbers of images.
+        unknown: of those to be redrawn.
+        seed: see `redraw`.
+
+    Returns:
+        uint8 (N, 3, S, S) by method: "columns" for permutation ciphers, else "ridge" and "mlp".
+    """
+    given = pairs.take(list(known))
     if pairs.config.scheme in PERMUTATION_SCHEMES:
-        return columns(given, pairs.encrypted[unknown])
-    # cached_property keeps its value in the instance: centred on all ciphertexts, not on the pairs alone
-    given.__dict__["encrypted_centred"] = pairs.encrypted_centred[known]
-    return ridge(given, pairs.encrypted_centred[unknown])
+        return {"columns": columns(given, pairs.encrypted[list(unknown)])}
+    return redraw(given, pairs.encrypted_centred[list(unknown)], seed)
 
 
 def quality(plain: np.ndarray, redrawn: np.ndarray) -> tuple[float, float]:
@@ -125,14 +104,19 @@ def known_plaintext(pairs: Pairs, seed: int) -> tuple[Row, np.ndarray, dict[int,
     redrawn, needed = {}, None
     counts = [count for count in PAIR_COUNTS if count <= len(pool)]
     for count in tqdm(counts, desc="Known pairs", leave=False):
-        redrawn[count] = redraw(pairs, pool[:count], held_out)
-        figures[f"psnr_{count}"], figures[f"ssim_{count}"] = quality(truth, redrawn[count])
-        if needed is None and figures[f"psnr_{count}"] >= baseline + GAIN_DB:
+        drawn = attempts(pairs, pool[:count], held_out, seed)
+        found = {method: quality(truth, images) for method, images in drawn.items()}
+        for method, (psnr, ssim) in found.items():
+            prefix = "mlp_" if method == "mlp" else ""
+            figures[f"{prefix}psnr_{count}"], figures[f"{prefix}ssim_{count}"] = psnr, ssim
+        best = max(found, key=found.get)
+        redrawn[count] = drawn[best]
+        if needed is None and found[best][0] >= baseline + GAIN_DB:
             needed = count
     figures["pairs_for_3_db"] = needed
     result = NEAR_CHANCE if needed is None else LEAKS if needed <= 16 else WEAK
     exact = pairs.config.scheme in PERMUTATION_SCHEMES
-    attack = "the values of each symbol over the pairs" if exact else "one ridge map of ciphertext patches"
+    attack = "the values of each symbol over the pairs" if exact else "a linear map of patches, and a small network"
     finding = f"Other images redrawn by {attack}: PSNR in dB and SSIM by number of pairs, against their mean image."
     return Row("known", result, finding, figures), held_out, redrawn
 

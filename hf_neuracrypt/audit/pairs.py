@@ -42,6 +42,7 @@ class Pairs:
         encrypted: uint8 (N, 3, S, S), or float32 (N, P, D) for a patch representation, its shuffle undone.
         rows: where each pair is in the source: its number, over all splits.
         wrong: rows of the folder that are not what the key makes of the source.
+        middle: float32 (P, D), the mean of symbols of encrypted patches that is taken off; None: that of these pairs.
     """
 
     config: PublicConfig
@@ -49,14 +50,15 @@ class Pairs:
     encrypted: np.ndarray
     rows: tuple[int, ...] = ()
     wrong: tuple[int, ...] = ()
+    middle: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.plain)
 
     def take(self, chosen: Iterable[int]) -> "Pairs":
-        """Some of the pairs."""
+        """Some of the pairs, their ciphertexts still centred on the mean of all, which an attacker has."""
         chosen = list(chosen)
-        return Pairs(self.config, self.plain[chosen], self.encrypted[chosen])
+        return Pairs(self.config, self.plain[chosen], self.encrypted[chosen], middle=self.encrypted_mean)
 
     @property
     def is_image(self) -> bool:
@@ -83,13 +85,21 @@ class Pairs:
     @cached_property
     def plain_centred(self) -> np.ndarray:
         """float32 (N, P, D): symbols of plain patches, less their mean over the images."""
-        return centre(self._symbols(self.plain_patches))
+        patches = self._symbols(self.plain_patches)
+        return patches - _mean(patches)
+
+    @cached_property
+    def encrypted_mean(self) -> np.ndarray:
+        """float32 (P, D): the mean encrypted patch at each position, with it the position embedding."""
+        return _mean(self._encrypted_symbols()) if self.middle is None else self.middle
 
     @cached_property
     def encrypted_centred(self) -> np.ndarray:
         """float32 (N, P, D): symbols of encrypted patches, less their mean over the images: no position embedding."""
-        patches = cut(self.encrypted, self.tile) if self.is_image else self.encrypted
-        return centre(self._symbols(patches))
+        return self._encrypted_symbols() - self.encrypted_mean
+
+    def _encrypted_symbols(self) -> np.ndarray:
+        return self._symbols(cut(self.encrypted, self.tile) if self.is_image else self.encrypted)
 
     def _symbols(self, patches: np.ndarray) -> np.ndarray:
         """What the scheme moves: values, or the low and high halves of bytes."""
@@ -115,9 +125,9 @@ def join(patches: np.ndarray, size: int) -> np.ndarray:
     return tiles.reshape(count, 3, size, size)
 
 
-def centre(patches: np.ndarray) -> np.ndarray:
-    """Less the mean of each position over the images, as float32."""
-    return patches - patches.mean(0, dtype=np.float64).astype(np.float32)
+def _mean(patches: np.ndarray) -> np.ndarray:
+    """Of each position over the images, as float32."""
+    return patches.mean(0, dtype=np.float64).astype(np.float32)
 
 
 def load_pairs(

@@ -1,19 +1,20 @@
 """An audit as files: `audit.json` for machines and cards, `audit.html`, one page with pictures, for the owner alone."""
 
 import base64
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from hf_neuracrypt import store
 from hf_neuracrypt.audit.attacks import Audit
 from hf_neuracrypt.cards import render
-from hf_neuracrypt.images import to_png
 
 
-PICTURES = 6
+PICTURES, PICTURE_PIXELS = 6, 140  # rows of pictures, and what a picture is wide on the page
 
 
 def write_report(audit: Audit, output: Path) -> None:
@@ -58,5 +59,8 @@ def patch_means(patches: np.ndarray, size: int) -> np.ndarray:
 
 
 def _address(image: np.ndarray) -> str:
-    png = to_png(np.ascontiguousarray(image.transpose(1, 2, 0)))
-    return "data:image/png;base64," + base64.b64encode(png).decode()
+    """A picture for the page alone, small and lossy: ciphertexts do not compress without loss."""
+    picture, file = Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))), io.BytesIO()
+    picture.thumbnail((PICTURE_PIXELS, PICTURE_PIXELS))
+    picture.save(file, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()

@@ -35,6 +35,13 @@ ROWS: dict[str, tuple[str, str, str]] = {
         "Folding (Chang and Li)", "ciphertexts",
         "|correlation| of folded ciphertext and folded plain image, leaks: above 0.5; weak: above 0.2",
     ),
+    "candidates": (
+        "48 candidates a pixel (Chang and Li)", "ciphertexts",
+        "bytes recovered exactly, leaks: above 50 %; weak: above 10 %",
+    ),
+    "jigsaw": (
+        "Jigsaw of blocks", "ciphertexts", "neighbours found, above chance, leaks: above 50 %; weak: above 10 %"
+    ),
     "matching": (
         "Re-identification", "ciphertexts and candidate originals, no pairs",
         "the NeuraCrypt challenge's bands, leaks: above 20 % matched; weak: above 5 %; "
@@ -49,6 +56,10 @@ ROWS: dict[str, tuple[str, str, str]] = {
     "chosen": (
         "Chosen plaintext", "an encrypt-anything service",
         "bytes of other images recovered exactly, leaks: above 50 %; weak: above 10 %",
+    ),
+    "deep": (
+        "Inverse network (--deep)", "ciphertexts, and similar images encrypted under keys of their own",
+        "images redrawn better than their mean, leaks: by 3 dB; weak: by 1 dB",
     ),
     "values": (
         "Saturation and entropy", "ciphertexts", "no leak by itself; weak: above 5 % saturated, which costs accuracy"

@@ -66,6 +66,13 @@ class PermutationCipher(Encoder):
         symbols = self._split(images.to(self.device)) ^ self._mask
         return self._join(symbols.index_select(1, torch.argsort(self._index))).to(images.device)
 
+    def block_order(self, size: int) -> np.ndarray:
+        """Where each block of `size` pixels of a ciphertext comes from, int (blocks,), for a cipher that moves them."""
+        positions = (self._index.cpu().numpy() % (3 * self.config.image_size**2)).reshape(self._positions().shape)
+        first = to_blocks(positions, size).reshape((self.config.image_size // size) ** 2, -1)[:, 0]
+        rows, columns = np.divmod(first % self.config.image_size**2, self.config.image_size)
+        return rows // size * (self.config.image_size // size) + columns // size
+
     def _split(self, images: torch.Tensor) -> torch.Tensor:
         if self.nibbles:
             images = torch.stack([images & 15, images >> 4], dim=1)

@@ -1,0 +1,167 @@
+"""Which ciphertext belongs to which image, and which patch to which place: attacks that need no pair.
+
+The matching is that of Carlini et al. on NeuraCrypt (github.com/tensorflow/privacy, research/neuracrypt_attack_2021),
+without training: cosines between the patches of an image survive random layers, so they give a first assignment, right
+for some images. A surrogate of the cipher is fitted to that, and images are assigned again by what it makes of them,
+until nothing changes. Theirs is a network and takes minutes; a linear map of principal components goes as far here.
+"""
+
+import numpy as np
+from scipy.linalg import cholesky, solve, solve_triangular
+from scipy.optimize import linear_sum_assignment
+from tqdm.auto import tqdm
+
+from hf_neuracrypt.audit.ciphertext import components, unit
+from hf_neuracrypt.audit.pairs import Pairs, cut
+from hf_neuracrypt.audit.puzzles import folded
+from hf_neuracrypt.audit.rows import Row, grade
+
+
+GRAM_POSITIONS = 256
+LINKED_IMAGES = 128
+SURROGATE_COMPONENTS, SURROGATE_ROUNDS, SURROGATE_RIDGE = 64, 5, 0.1
+FOLDS = 4
+SHUFFLE_COMPONENTS, SHUFFLE_ROUNDS = 256, 4
+
+
+def grams(centred: np.ndarray) -> np.ndarray:
+    """Cosines between the patches of each image, which random layers nearly keep: (N, P, D) -> (N, P(P-1)/2)."""
+    positions = centred.shape[1]
+    places = np.unique(np.linspace(0, positions - 1, min(positions, GRAM_POSITIONS)).astype(int))
+    above = np.triu_indices(len(places), 1)
+    features = np.empty((len(centred), len(above[0])), np.float32)
+    for number, patches in enumerate(centred):
+        chosen = patches[places]
+        chosen = chosen / np.maximum(np.linalg.norm(chosen, axis=1, keepdims=True), 1e-6)
+        features[number] = (chosen @ chosen.T)[above]
+    return features
+
+
+def descriptors(brightness: np.ndarray, centred: np.ndarray, images: np.ndarray | None, tile: int) -> dict:
+    """What an attacker compares images by: (N, F) by method. The sorted ones do not mind that blocks move."""
+    cosines = grams(centred)
+    found = {"map": unit(brightness), "gram": unit(cosines), "sorted_gram": unit(np.sort(cosines, axis=1))}
+    if images is not None:
+        folds = cut(folded(images)[:, None], tile).mean(-1)
+        found |= {"fold": unit(folds), "sorted_fold": unit(np.sort(folds, axis=1))}
+    return found
+
+
+def accuracies(ours: dict, theirs: dict, order: np.ndarray) -> dict[str, float]:
+    """Share of images assigned to their partner, by method; row i of both sides is the same image.
+
+    Args:
+        order: the attacker's side is in it: an assignment with nothing to go by must not find the diagonal.
+    """
+    found = {}
+    for method in sorted(ours.keys() & theirs.keys()):
+        similarity = ours[method] @ theirs[method][order].T
+        columns = _assign(np.abs(similarity) if method == "map" else similarity)
+        found[method] = _accuracy(columns, order)
+    return found
+
+
+def matching(pairs: Pairs, maps: np.ndarray, seed: int) -> Row:
+    """Which ciphertext belongs to which original, without a single pair."""
+    brightness = pairs.brightness - pairs.brightness.mean(0)
+    plain = descriptors(brightness, pairs.plain_centred, pairs.plain if pairs.is_image else None, pairs.tile)
+    encrypted = descriptors(maps, pairs.encrypted_centred, pairs.encrypted if pairs.is_image else None, pairs.tile)
+    order = np.random.default_rng(seed).permutation(len(pairs))
+    found = accuracies(encrypted, plain, order)
+    sides = (
+        components(centred, seed, SURROGATE_COMPONENTS, whiten=True)
+        for centred in (pairs.encrypted_centred, pairs.plain_centred[order])
+    )
+    columns = refine(*sides, _assign(encrypted["gram"] @ plain["gram"][order].T))
+    before = max(found.values())
+    finding = (
+        "Best of maps of components, cosines between patches, and folded values, and after refinement by a surrogate; "
+        "assignment by linear_sum_assignment."
+    )
+    found |= {"before_refinement": before, "surrogate": _accuracy(columns, order)}
+    return _matching_row("matching", found, len(pairs), finding)
+
+
+def refine(encrypted: np.ndarray, plain: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Better partners, from some that are right (Carlini et al., steps 7 and 8).
+
+    Args:
+        encrypted, plain: components of patches, float32 (N, P, K), the images of each in an order of its own.
+        columns: int (N,): the plain image that each ciphertext is taken for.
+
+    Returns:
+        The same after refinement. No surrogate judges what it was fitted to: it would find wrong partners right.
+    """
+    folds = np.arange(len(encrypted)) % min(FOLDS, len(encrypted))
+    ciphertexts = unit(encrypted)
+    for _ in range(SURROGATE_ROUNDS):
+        similarity = np.empty((len(encrypted), len(plain)), np.float32)
+        for fold in np.unique(folds):
+            used = folds != fold
+            given = plain[columns[used]].reshape(-1, plain.shape[-1])
+            gram = given.T @ given
+            gram[np.diag_indices_from(gram)] += max(SURROGATE_RIDGE * np.trace(gram) / len(gram), 1e-6)
+            weights = solve(gram, given.T @ encrypted[used].reshape(len(given), -1), assume_a="pos")
+            similarity[~used] = ciphertexts[~used] @ unit(plain @ weights).T
+        previous, columns = columns, _assign(similarity)
+        if np.array_equal(previous, columns):
+            break
+    return columns
+
+
+def linkability(pairs: Pairs, other: Pairs, seed: int) -> Row:
+    """The same images under two keys: which belongs to which. `other` is encrypted under a throw-away key."""
+    sides = [
+        descriptors(
+            components(side.encrypted_centred, seed)[..., 0], side.encrypted_centred,
+            side.encrypted if side.is_image else None, side.tile,
+        )
+        for side in (pairs, other)
+    ]  # fmt: skip
+    finding = "The same images under a second key: rotating keys does not unlink what was published."
+    order = np.random.default_rng(seed).permutation(len(pairs))
+    return _matching_row("link", accuracies(*sides, order), len(pairs), finding)
+
+
+def shuffle(shuffled: np.ndarray, orders: np.ndarray, seed: int = 0) -> Row:
+    """Patches of each image put back in the order of the first image's, by the position embedding in them.
+
+    Places are first known by one image, then by the mean of all as put back before, with distances in units of how
+    much patches at a place differ between images.
+
+    Args:
+        shuffled: float32 (N, P, D) as stored.
+        orders: int (N, P): where each patch came from.
+    """
+    patches = components(shuffled - shuffled.mean((0, 1)), seed, SHUFFLE_COMPONENTS)
+    places, scale = patches[0], np.eye(patches.shape[-1], dtype=np.float32)
+    for _ in tqdm(range(SHUFFLE_ROUNDS), desc="Patch shuffle", leave=False):
+        restored, right, reference = np.empty_like(patches), [], places @ scale
+        for number, image in enumerate(patches):
+            scaled = image @ scale
+            distances = (scaled**2).sum(1)[:, None] + (reference**2).sum(1) - 2 * scaled @ reference.T
+            columns = _assign(-distances)
+            restored[number, columns] = image
+            right.append(float((orders[number] == orders[0][columns]).mean()))
+        places = restored.mean(0)
+        rest = (restored - places).reshape(-1, patches.shape[-1])
+        covariance = (rest.T @ rest).astype(np.float64) / len(rest)
+        covariance[np.diag_indices_from(covariance)] += 1e-3 * np.trace(covariance) / len(covariance) + 1e-9
+        half = cholesky(covariance, lower=True)
+        scale = solve_triangular(half, np.eye(len(half)), lower=True).T.astype(np.float32)
+    figures = {"put_back": float(np.mean(right[1:])), "chance": 1 / len(reference)}
+    return Row("shuffle", grade(figures["put_back"], 0.1, 0.5), "Patches put back without the key.", figures)
+
+
+def _assign(similarity: np.ndarray) -> np.ndarray:
+    return linear_sum_assignment(similarity, maximize=True)[1]
+
+
+def _accuracy(columns: np.ndarray, order: np.ndarray) -> float:
+    return float((order[columns] == np.arange(len(order))).mean())
+
+
+def _matching_row(name: str, found: dict[str, float], count: int, finding: str) -> Row:
+    best = max(found.values())
+    figures = {"accuracy": best, "chance": 1 / count, "images": count, **found}
+    return Row(name, grade(best, max(0.05, 4 / count), max(0.2, 8 / count)), finding, figures)
