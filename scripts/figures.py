@@ -63,7 +63,7 @@ def attack(encrypted: np.ndarray, known: np.ndarray, config: PublicConfig, key: 
     """What one linear map of patches, fitted on pairs of the `known` images, makes of ciphertexts."""
     pairs = Pairs(config, known.transpose(0, 3, 1, 2), encrypt(known, config, key).transpose(0, 3, 1, 2))
     patches = cut(encrypted.transpose(0, 3, 1, 2), pairs.tile)
-    return redraw(pairs, patches - pairs.middle, 0)["ridge"].transpose(0, 2, 3, 1)
+    return redraw(pairs, patches - pairs.encrypted_mean, 0)["ridge"].transpose(0, 2, 3, 1)
 
 
 def draw_overview(path: Path) -> None:
