@@ -283,7 +283,7 @@ def draw(results: list[dict], path: Path) -> None:
         values = [e["accuracy"][-1] for e in results if f"{e['row']} ({len(e['accuracy'])} epochs)" == title]
         axes.barh(place, statistics.mean(values), color="#3b82c4", height=0.6)
         axes.plot(values, [place] * len(values), "o", color="#e08a2b", markersize=4)
-        axes.text(statistics.mean(values) + 0.01, place, f"{statistics.mean(values):.3f}", va="center", color=ink)
+        axes.text(max(values) + 0.02, place, f"{statistics.mean(values):.3f}", va="center", color=ink)
     axes.set_yticks(range(len(titles)), titles)
     axes.set_xlim(0, 1)
     axes.set_xlabel("test accuracy", color=ink)

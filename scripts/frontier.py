@@ -232,7 +232,9 @@ def draw(results: list[dict], path: Path) -> None:
     ink, blue, orange = "#808890", "#3b82c4", "#e08a2b"
     accuracies = {entry["variant"]: entry["accuracy"] for entry in results if entry["what"] == "accuracy"}
     photos = {entry["variant"]: entry for entry in results if entry["what"] == "photos"}
-    figure, panels = pyplot.subplots(1, 3 if accuracies else 2, figsize=(14, 2 + 0.3 * len(photos)))
+    figure, panels = pyplot.subplots(
+        1, 3 if accuracies else 2, figsize=(14, 2 + 0.3 * len(photos)), layout="constrained"
+    )
     for place, entry in enumerate(reversed(photos.values())):
         panels[0].barh(place, entry["accuracy"], color=blue, height=0.6)
         panels[0].plot(entry["before_refinement"], place, "o", color=orange)
@@ -240,12 +242,15 @@ def draw(results: list[dict], path: Path) -> None:
         panels[1].plot(entry["mean_image_psnr"], place, "o", color=orange)
     for axes, names in ((panels[0], list(reversed(photos))), (panels[1], [])):
         axes.set_yticks(range(len(names)), names)
-    panels[0].set_xlabel("re-identified without pairs (dot: before refinement)", color=ink)
-    panels[1].set_xlabel(f"PSNR of photos redrawn from 16 pairs, dB (dot: mean image; {BEST_PSNR}: or more)", color=ink)
+    panels[0].set_xlabel("re-identified without pairs\n(dot: before refinement)", color=ink)
+    panels[1].set_xlabel(
+        f"PSNR of photos redrawn from 16 pairs, dB\n(dot: mean image; {BEST_PSNR}: or more)", color=ink
+    )
     for title in photos.keys() & accuracies.keys() if accuracies else ():
         place = min(photos[title]["psnr_16"], BEST_PSNR), accuracies[title]
         panels[2].plot(*place, "o", color=blue)
         panels[2].annotate(f" {title}", place, color=ink, fontsize=9)
+        panels[2].set_xlim(10, BEST_PSNR + 14)  # room for a title
         panels[2].set_xlabel("PSNR from 16 pairs, dB", color=ink)
         panels[2].set_ylabel("test accuracy, short training", color=ink)
     for axes in panels:
