@@ -18,6 +18,7 @@ import statistics
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import charts
 import numpy as np
 import torch
 from PIL import Image
@@ -270,27 +271,19 @@ def accuracy(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor)
 
 
 def draw(results: list[dict], path: Path) -> None:
-    """A bar a row, a dot a seed; transparent, in colours that a light and a dark page both show."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    ink, results = "#808890", [entry for entry in results if entry["accuracy"]]
+    """A bar a row, a dot a seed."""
+    results = [entry for entry in results if entry["accuracy"]]
     titles = list(dict.fromkeys(f"{entry['row']} ({len(entry['accuracy'])} epochs)" for entry in results))[::-1]
-    figure, axes = pyplot.subplots(figsize=(8, 0.5 * len(titles) + 1))
+    figure, axes = charts.pyplot().subplots(figsize=(8, 0.5 * len(titles) + 1))
     for place, title in enumerate(titles):
         values = [e["accuracy"][-1] for e in results if f"{e['row']} ({len(e['accuracy'])} epochs)" == title]
-        axes.barh(place, statistics.mean(values), color="#3b82c4", height=0.6)
-        axes.plot(values, [place] * len(values), "o", color="#e08a2b", markersize=4)
-        axes.text(max(values) + 0.02, place, f"{statistics.mean(values):.3f}", va="center", color=ink)
+        axes.barh(place, statistics.mean(values), color=charts.BLUE, height=0.6)
+        axes.plot(values, [place] * len(values), "o", color=charts.ORANGE, markersize=4)
+        axes.text(max(values) + 0.02, place, f"{statistics.mean(values):.3f}", va="center", color=charts.INK)
     axes.set_yticks(range(len(titles)), titles)
     axes.set_xlim(0, 1)
-    axes.set_xlabel("test accuracy", color=ink)
-    axes.tick_params(colors=ink)
-    for spine in axes.spines.values():
-        spine.set_color(ink)
-    figure.savefig(path, dpi=120, transparent=True, bbox_inches="tight")
+    axes.set_xlabel("test accuracy")
+    charts.save(figure, path)
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ import argparse
 import json
 from pathlib import Path
 
-import matplotlib
+import charts
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -29,7 +29,6 @@ from hf_neuracrypt.schemes import SCHEMES, make_config
 
 
 OUTPUT = Path(__file__).parent.parent / "model_cards"
-INK, BLUE, ORANGE = "#7d8790", "#3b82c4", "#e08a2b"
 GAP, LINE = 8, 18  # pixels between pictures, and of a line of text
 SHOWN = {"astronaut": (0, 90, 270), "chelsea": (0, 80, 300)}  # top, left and side of the square that is shown
 OTHERS = ("coffee", "rocket", "hubble_deep_field", "immunohistochemistry", "retina")
@@ -110,7 +109,7 @@ def grid(rows: list[list[tuple[str, np.ndarray]]]) -> Image.Image:
     pen, font, bottom = ImageDraw.Draw(canvas), ImageFont.load_default(13), 0
     for row, height in zip(rows, heights):
         for column, (title, picture) in enumerate(row):
-            pen.text((column * (size + GAP), bottom), title, fill=INK, font=font)
+            pen.text((column * (size + GAP), bottom), title, fill=charts.INK, font=font)
             canvas.paste(Image.fromarray(picture), (column * (size + GAP), bottom + height - size - GAP))
         bottom += height
     return canvas
@@ -118,27 +117,22 @@ def grid(rows: list[list[tuple[str, np.ndarray]]]) -> Image.Image:
 
 def draw_throughput(path: Path) -> None:
     """Bars of images/s: the float32 network, the exact encoder, and bare int8 products, which are its limit."""
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     measured = OUTPUT / "throughput.json"
     if not measured.exists():
         raise NeuraCryptError(f"there is no {measured}: python scripts/benchmark.py --output {measured} encoder")
     result = json.loads(measured.read_text())
     rates = result["images_per_second"] | {"int8 products alone": result["int8_limit"]["images_per_second"]}
     base, machine = rates["float32 network"], result["environment"]
-    figure, axes = pyplot.subplots(figsize=(8, 0.42 * len(rates) + 0.7))
+    figure, axes = charts.pyplot().subplots(figsize=(8, 0.42 * len(rates) + 0.7))
     for place, (name, rate) in enumerate(sorted(rates.items(), key=lambda pair: -pair[1])):
-        axes.barh(place, rate, color=BLUE if name.startswith("exact") else ORANGE, height=0.6)
-        axes.text(rate, place, f" {rate:,.0f} ({rate / base:.1f} x float32)", va="center", color=INK)
+        axes.barh(place, rate, color=charts.BLUE if name.startswith("exact") else charts.ORANGE, height=0.6)
+        axes.text(rate, place, f" {rate:,.0f} ({rate / base:.1f} x float32)", va="center", color=charts.INK)
     axes.set_yticks(range(len(rates)), sorted(rates, key=lambda name: -rates[name]))
     axes.set_xlim(0, 1.3 * max(rates.values()))
-    axes.set_xlabel(f"images/s at 224 px; threads: {machine['threads']}, {machine['cpu']}", color=INK)
-    axes.tick_params(colors=INK)
+    axes.set_xlabel(f"images/s at 224 px; threads: {machine['threads']}, {machine['cpu']}")
     for side, spine in axes.spines.items():
         spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(INK)
-    figure.savefig(path, dpi=110, transparent=True, bbox_inches="tight")
+    charts.save(figure, path)
 
 
 FIGURES = {"overview": draw_overview, "schemes": draw_schemes, "throughput": draw_throughput}

@@ -19,9 +19,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import charts
 import numpy as np
 import torch
-from ablate import BATCH, DECAY, RATE, accuracy, to_float
+from ablate import BATCH, DECAY, Row, accuracy, groups_of, to_float
 from audit_photos import crops
 from tqdm.auto import tqdm
 
@@ -36,7 +37,6 @@ from hf_neuracrypt.configuration import PublicConfig
 from hf_neuracrypt.dataset import find_columns
 from hf_neuracrypt.errors import NeuraCryptError, one_line_errors
 from hf_neuracrypt.images import prepare
-from hf_neuracrypt.recipes import EMBEDDING_FACTOR
 from hf_neuracrypt.schemes import make_config
 from hf_neuracrypt.sources import load_source
 from hf_neuracrypt.training import load_model
@@ -169,11 +169,7 @@ def learn(variant: Variant, train: tuple, test: tuple, model_name: str, epochs: 
     images, queries = encrypt(images), encrypt(queries)
     names = [str(label) for label in range(int(labels.max()) + 1)]
     model = load_model(model_name, None, names, images.shape[-1], [])
-    fast = {n for n, _ in model.named_parameters() if "patch_embeddings" in n or n.startswith("classifier")}
-    groups = [
-        {"params": [p for n, p in model.named_parameters() if (n in fast) == quick], "lr": rate}
-        for quick, rate in ((False, RATE), (True, RATE * EMBEDDING_FACTOR))
-    ]
+    groups = groups_of(model, Row(variant.title))
     optimizer = torch.optim.AdamW(groups, weight_decay=DECAY)
     steps, rates = len(images) // BATCH, [group["lr"] for group in groups]
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, epochs * steps, pct_start=0.1)
@@ -224,41 +220,30 @@ def measure(args: argparse.Namespace, results: list[dict]) -> None:
 
 def draw(results: list[dict], path: Path) -> None:
     """Of photos: re-identification before and after refinement, what 16 pairs redraw, and accuracy against that."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    ink, blue, orange = "#808890", "#3b82c4", "#e08a2b"
     accuracies = {entry["variant"]: entry["accuracy"] for entry in results if entry["what"] == "accuracy"}
     photos = {entry["variant"]: entry for entry in results if entry["what"] == "photos"}
-    figure, panels = pyplot.subplots(
+    figure, panels = charts.pyplot().subplots(
         1, 3 if accuracies else 2, figsize=(14, 2 + 0.3 * len(photos)), layout="constrained"
     )
     for place, entry in enumerate(reversed(photos.values())):
-        panels[0].barh(place, entry["accuracy"], color=blue, height=0.6)
-        panels[0].plot(entry["before_refinement"], place, "o", color=orange)
-        panels[1].barh(place, min(entry["psnr_16"], BEST_PSNR), color=blue, height=0.6)
-        panels[1].plot(entry["mean_image_psnr"], place, "o", color=orange)
+        panels[0].barh(place, entry["accuracy"], color=charts.BLUE, height=0.6)
+        panels[0].plot(entry["before_refinement"], place, "o", color=charts.ORANGE)
+        panels[1].barh(place, min(entry["psnr_16"], BEST_PSNR), color=charts.BLUE, height=0.6)
+        panels[1].plot(entry["mean_image_psnr"], place, "o", color=charts.ORANGE)
     for axes, names in ((panels[0], list(reversed(photos))), (panels[1], [])):
         axes.set_yticks(range(len(names)), names)
-    panels[0].set_xlabel("re-identified without pairs\n(dot: before refinement)", color=ink)
+    panels[0].set_xlabel("re-identified without pairs\n(dot: before refinement)")
     panels[1].set_xlabel(
-        f"PSNR of photos redrawn from 16 pairs, dB\n(dot: mean image; {BEST_PSNR}: or more)", color=ink
+        f"PSNR of photos redrawn from 16 pairs, dB\n(dot: mean image; {BEST_PSNR}: or more)", color=charts.INK
     )
     for title in photos.keys() & accuracies.keys() if accuracies else ():
         place = min(photos[title]["psnr_16"], BEST_PSNR), accuracies[title]
-        panels[2].plot(*place, "o", color=blue)
-        panels[2].annotate(f" {title}", place, color=ink, fontsize=9)
+        panels[2].plot(*place, "o", color=charts.BLUE)
+        panels[2].annotate(f" {title}", place, color=charts.INK, fontsize=9)
         panels[2].set_xlim(10, BEST_PSNR + 14)  # room for a title
-        panels[2].set_xlabel("PSNR from 16 pairs, dB", color=ink)
-        panels[2].set_ylabel("test accuracy, short training", color=ink)
-    for axes in panels:
-        axes.set_facecolor("none")
-        axes.tick_params(colors=ink)
-        for spine in axes.spines.values():
-            spine.set_color(ink)
-    figure.savefig(path, dpi=110, transparent=True, bbox_inches="tight")
+        panels[2].set_xlabel("PSNR from 16 pairs, dB")
+        panels[2].set_ylabel("test accuracy, short training")
+    charts.save(figure, path)
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from itertools import combinations
 from pathlib import Path
 from statistics import mean, stdev
 
+import charts
 from reproduce_table1_rows import ROWS
 
 
@@ -13,7 +14,6 @@ COLUMNS = {
     "wrong_key": "wrong key %",
     "neighbours": "neighbours",
 }
-INK = "#808890"  # is legible on a light and on a dark page
 
 
 def report(path: Path, table: dict) -> str:
@@ -92,29 +92,19 @@ def order(dataset: str, results: dict[str, list[dict]]) -> list[str]:
 
 def draw(path: Path, dataset: str, results: dict[str, list[dict]]) -> None:
     """A bar a row, a dot a seed, a diamond where a figure was published; transparent."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(8, 0.42 * len(results) + 1.1), layout="constrained")
+    figure, axes = charts.pyplot().subplots(figsize=(8, 0.42 * len(results) + 1.1), layout="constrained")
     for place, runs in enumerate(results.values()):
         values = [run["accuracy"] for run in runs]
-        axes.barh(place, mean(values), 0.6, color="#3b82c4", label="here" if place == 0 else None)
-        axes.plot(
-            values, [place] * len(values), "o", color="#e08a2b", markersize=4, label="a seed" if place == 0 else None
-        )
+        axes.barh(place, mean(values), 0.6, color=charts.BLUE, label="here" if place == 0 else None)
+        seed = "a seed" if place == 0 else None
+        axes.plot(values, [place] * len(values), "o", color=charts.ORANGE, markersize=4, label=seed)
         axes.text(2, place, f"{mean(values):.1f}", va="center", color="white", fontsize=9)
     published = {place: ROWS[name].published.get(dataset) for place, name in enumerate(results)}
     places = [place for place, value in published.items() if value]
-    axes.plot([published[place] for place in places], places, "D", color=INK, markersize=6, label="published")
+    axes.plot([published[place] for place in places], places, "D", color=charts.INK, markersize=6, label="published")
     axes.set_yticks(range(len(results)), list(results))
     axes.set(xlim=(0, 101))
     axes.invert_yaxis()
-    axes.set_xlabel(f"accuracy on {dataset}, %", color=INK)
-    axes.tick_params(colors=INK)
-    for spine in axes.spines.values():
-        spine.set_color(INK)
-    figure.legend(loc="outside upper center", ncols=3, labelcolor=INK, frameon=False)
-    figure.savefig(path, dpi=120, transparent=True, bbox_inches="tight")
-    pyplot.close(figure)
+    axes.set_xlabel(f"accuracy on {dataset}, %")
+    figure.legend(loc="outside upper center", ncols=3, labelcolor=charts.INK, frameon=False)
+    charts.save(figure, path)

@@ -8,6 +8,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 
 import hashlib
+import importlib
 import io
 import json
 import subprocess
@@ -131,6 +132,15 @@ def command(*words: object, stdin: str | None = None, **environment: str) -> sub
         [*program, *map(str, words[1:])], capture_output=True, text=True, input=stdin, timeout=300,
         env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
     )  # fmt: skip
+
+
+def load_script(name: str):
+    """scripts/NAME.py as a module; what it imports may lie beside it."""
+    sys.path.insert(0, str(ROOT / "scripts"))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(ROOT / "scripts"))
 
 
 def launch(program: str, *words: object) -> subprocess.CompletedProcess:

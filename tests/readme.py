@@ -78,7 +78,13 @@ def _run_words(words: list[str]) -> None:
         sys.argv = words[2:]
         runpy.run_module(words[2], run_name="__main__")
     elif words[0] == "python":
-        runpy.run_path(str(ROOT / words[1]), run_name="__main__")
+        folder = str((ROOT / words[1]).parent)
+        sys.path.insert(0, folder)  # as Python itself does
+        try:
+            runpy.run_path(str(ROOT / words[1]), run_name="__main__")
+        finally:
+            while folder in sys.path:
+                sys.path.remove(folder)
     else:
         raise ValueError(f"no such program here: {words[0]}")
 

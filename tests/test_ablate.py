@@ -1,24 +1,18 @@
 """The parts of the ablation that could mislead: what is mixed, what is moved, what is drawn; and a row that runs."""
 
 import json
-import sys
 
 import pytest
 import torch
 from datasets import DatasetDict
 from transformers import ViTConfig, ViTForImageClassification
 
-from tests.conftest import ROOT, TINY_VIT, command, make_dataset
+from tests.conftest import TINY_VIT, command, load_script, make_dataset
 
 
 @pytest.fixture(scope="module")
 def ablate():
-    sys.path.insert(0, str(ROOT / "scripts"))
-    try:
-        import ablate
-    finally:
-        sys.path.remove(str(ROOT / "scripts"))
-    return ablate
+    return load_script("ablate")
 
 
 def test_cutmix_moves_whole_patches_and_says_how_many(ablate):

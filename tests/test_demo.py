@@ -23,7 +23,7 @@ from hf_neuracrypt.encoders import load_encoder
 from hf_neuracrypt.errors import ImageError, KeyMismatchError, NeuraCryptError
 from hf_neuracrypt.keys import SecretKey
 from hf_neuracrypt.record import Record
-from tests.conftest import ROOT, SMALL, batch, make_images, save_model
+from tests.conftest import ROOT, SMALL, batch, load_script, make_images, save_model
 
 
 NAMES = ["cat", "<b>dog</b>", "horse"]
@@ -32,12 +32,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 
 @pytest.fixture(scope="module")
 def demo():
-    sys.path.insert(0, str(ROOT / "scripts"))
-    try:
-        import demo
-    finally:
-        sys.path.remove(str(ROOT / "scripts"))
-    return demo
+    return load_script("demo")
 
 
 @pytest.fixture(scope="module")

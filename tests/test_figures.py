@@ -1,6 +1,5 @@
 """The figures' parts; README's own block draws the pictures (test_readme.py)."""
 
-import importlib.util
 import json
 
 import numpy as np
@@ -8,16 +7,13 @@ import pytest
 from PIL import Image
 
 from hf_neuracrypt.errors import NeuraCryptError
-from tests.conftest import ROOT, make_images
+from tests.conftest import load_script, make_images
 
 
 @pytest.fixture(scope="module")
 def script():
     """scripts/figures.py as a module."""
-    spec = importlib.util.spec_from_file_location("figures", ROOT / "scripts" / "figures.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("figures")
 
 
 def test_a_grid_changes_no_pixel_and_is_transparent_between(script):
@@ -48,5 +44,5 @@ def test_throughput_is_drawn_from_what_was_measured(script, tmp_path, monkeypatc
     script.draw_throughput(tmp_path / "throughput.png")
     pixels = np.asarray(Image.open(tmp_path / "throughput.png"))
     assert pixels.shape[2] == 4 and pixels[0, 0, 3] == 0
-    blue = [int(script.BLUE[place : place + 2], 16) for place in (1, 3, 5)]
+    blue = [int(script.charts.BLUE[place : place + 2], 16) for place in (1, 3, 5)]
     assert (pixels[..., :3] == blue).all(-1).sum() > 1000

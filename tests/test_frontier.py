@@ -1,7 +1,6 @@
 """The frontier: what is done around the encoder is what it says, an attacker undoes what can be undone, a row runs."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -9,7 +8,7 @@ import torch
 from datasets import DatasetDict
 from transformers import ViTConfig, ViTForImageClassification
 
-from tests.conftest import ROOT, TINY_VIT, command, make_dataset
+from tests.conftest import TINY_VIT, command, load_script, make_dataset
 
 
 pytest.importorskip("skimage")
@@ -17,12 +16,7 @@ pytest.importorskip("skimage")
 
 @pytest.fixture(scope="module")
 def frontier():
-    sys.path.insert(0, str(ROOT / "scripts"))
-    try:
-        import frontier
-    finally:
-        sys.path.remove(str(ROOT / "scripts"))
-    return frontier
+    return load_script("frontier")
 
 
 def variant(frontier, title):

@@ -1,6 +1,5 @@
 """Recipes: whose word counts, optimiser groups, class weights, and the aligned start inside a real training run."""
 
-import importlib.util
 import json
 import shutil
 
@@ -12,16 +11,13 @@ from transformers import TrainingArguments, ViTConfig, ViTForImageClassification
 
 from hf_neuracrypt import recipes, training, writer
 from hf_neuracrypt.dataset import make_plan
-from tests.conftest import ROOT, TINY_VIT, assert_one_line_error, command, launch, make_dataset
+from tests.conftest import ROOT, TINY_VIT, assert_one_line_error, command, launch, load_script, make_dataset
 
 
 @pytest.fixture(scope="module")
 def script():
     """scripts/train.py as a module."""
-    spec = importlib.util.spec_from_file_location("train_script", ROOT / "scripts" / "train.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("train")
 
 
 @pytest.fixture(scope="module")

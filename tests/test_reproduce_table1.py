@@ -1,7 +1,6 @@
 """The table script: rows of every kind of model end to end at a tiny size, resumed, and reported."""
 
 import dataclasses
-import importlib
 import json
 import sys
 
@@ -11,7 +10,7 @@ import torch
 from PIL import Image as PILImage
 
 from hf_neuracrypt.errors import NeuraCryptError
-from tests.conftest import ROOT, make_images
+from tests.conftest import load_script, make_images
 
 
 RUN = {"accuracy": 50.0, "best_on_test": 55.0, "wrong_key": 10.0, "neighbours": 0.0, "parameters": 1, "seconds": 3}
@@ -21,8 +20,7 @@ RUN = {"accuracy": 50.0, "best_on_test": 55.0, "wrong_key": 10.0, "neighbours": 
 def table(monkeypatch):
     pytest.importorskip("sklearn")
     pytest.importorskip("matplotlib")
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    module = importlib.import_module("reproduce_table1")
+    module = load_script("reproduce_table1")
     recipe = module.Recipe(2, 8, "sgd", 0.1, 1)
     tiny = {"train": 16, "test": 8, "pyramid": {"depth": 8, "widening": 6}, "eval_steps": 1, "shakedrop_recipe": recipe}
     recipe = dataclasses.replace(recipe, optimizer="adamw")
