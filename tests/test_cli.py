@@ -69,7 +69,9 @@ def test_key_file_from_the_environment(plain_folder, key_file, tmp_path):
 # --------------------------------------------------------------------------------------------------------------- help
 
 
-@pytest.mark.parametrize("name", ["keygen", "key-id", "encrypt", "verify", "predict"])
+@pytest.mark.parametrize(
+    "name", ["keygen", "key-id", "encrypt", "verify", "audit", "push", "rotate", "predict", "adapt"]
+)
 def test_help_has_an_example(name):
     shown = command(name, "--help")
     assert shown.returncode == 0
