@@ -23,6 +23,7 @@ from hf_neuracrypt.keys import SecretKey
 from hf_neuracrypt.record import Record
 from hf_neuracrypt.schemes import make_config
 from hf_neuracrypt.store import read_manifest
+from hf_neuracrypt.traces import find_key
 from tests.conftest import (
     ROOT,
     SMALL,
@@ -124,7 +125,7 @@ def test_the_server_gets_the_encrypted_png_and_nothing_else(work):
     assert path == "/model" and headers["content-type"] == "image/png"
     told = json.dumps(headers)
     assert "jane" not in told and "ward" not in told and str(work) not in told and "hf_secret" not in told
-    assert not key.found_in(body, told.encode()) and key.id not in told
+    assert not find_key(key, body, told.encode()) and key.id not in told
 
 
 def test_more_labels_are_asked_for_in_json(work, online):
