@@ -96,8 +96,9 @@ def encrypt_again(
             num_proc=num_proc, views=views_of(old, TRAIN), flip=old.get("views", {}).get("flip", False),
         )  # fmt: skip
     new = read_manifest(output)
-    if new["key_id"] != key.id or new["config"] != old["config"]:
-        raise KeyMismatchError(f"{output} is of the key {new['key_id']}, or of another config: choose another folder")
+    Record.from_dict(new).check_key(key, output)
+    if new["config"] != old["config"]:
+        raise KeyMismatchError(f"{output} is of another config than {folder}: choose another folder")
     if new["rows"] != old["rows"]:
         raise DatasetError(
             f"the source has other images now: {new['rows']}, not {old['rows']} as in {folder}; "

@@ -17,7 +17,7 @@ from huggingface_hub import InferenceClient
 from huggingface_hub.errors import HfHubHTTPError, InferenceTimeoutError, OfflineModeIsEnabled
 from PIL import Image
 
-from hf_neuracrypt.errors import ConfigError, DatasetError, HubError, KeyMismatchError, NeuraCryptError, first_line
+from hf_neuracrypt.errors import ConfigError, DatasetError, HubError, NeuraCryptError, first_line
 from hf_neuracrypt.hub import TRANSPORT_ERROR, may_be_repository
 from hf_neuracrypt.images import to_png
 from hf_neuracrypt.keys import SecretKey
@@ -85,8 +85,7 @@ def _dataset_record(name: str, key: SecretKey) -> Record:
     record = stored_record(name)
     if record is None:
         raise DatasetError(f"{name} is not encrypted: --encrypted is the encrypted dataset that the model learned from")
-    if record.key_id != key.id:
-        raise KeyMismatchError(f"{name} was encrypted under the key {record.key_id}; this key is {key.id}")
+    record.check_key(key, name)
     return record
 
 

@@ -171,7 +171,7 @@ def test_deep_adds_a_row_and_a_picture(work, monkeypatch):
 
 def test_wrong_keys_and_places_are_one_line(work, tmp_path):
     assert_one_line_error(
-        audit(work, work / "encrypted", tmp_path / "out", key="two.key"), "was encrypted with the key"
+        audit(work, work / "encrypted", tmp_path / "out", key="two.key"), "was encrypted under the key"
     )
     inside = work / "encrypted" / "report"
     assert_one_line_error(audit(work, work / "encrypted", inside), "gets published")

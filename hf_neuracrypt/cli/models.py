@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from hf_neuracrypt.cli.common import KeyFile, PassphraseFile, load_key, note
-from hf_neuracrypt.errors import DatasetError, KeyMismatchError, NeuraCryptError
+from hf_neuracrypt.errors import DatasetError, NeuraCryptError
 
 
 def predict(
@@ -87,8 +87,7 @@ def adapt(
     record = stored_record(dataset)
     if record is None:
         raise DatasetError(f"{dataset} is not encrypted: adapt fits a model to encrypted images")
-    if record.key_id != key.id:
-        raise KeyMismatchError(f"{dataset} was encrypted under the key {record.key_id}; this key is {key.id}")
+    record.check_key(key, dataset)
     config = prediction.load_model_config(model)
     if prediction.model_records(config):
         raise NeuraCryptError(f"{model} was trained on encrypted images already")
