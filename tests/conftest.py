@@ -134,6 +134,11 @@ def command(*words: object, stdin: str | None = None, **environment: str) -> sub
     )  # fmt: skip
 
 
+def encrypt(dataset, key_file, output, *flags) -> subprocess.CompletedProcess:
+    """`hf-neuracrypt encrypt` with SMALL."""
+    return command("encrypt", "--dataset", dataset, "--key-file", key_file, "--output", output, *SMALL_FLAGS, *flags)
+
+
 def load_script(name: str):
     """scripts/NAME.py as a module; what it imports may lie beside it."""
     sys.path.insert(0, str(ROOT / "scripts"))

@@ -14,11 +14,7 @@ from PIL import Image
 
 from hf_neuracrypt import SecretKey, __version__
 from hf_neuracrypt.store import read_manifest
-from tests.conftest import ROOT, SMALL_FLAGS, assert_one_line_error, command, make_dataset, make_images
-
-
-def encrypt(dataset, key_file, output, *flags):
-    return command("encrypt", "--dataset", dataset, "--key-file", key_file, "--output", output, *SMALL_FLAGS, *flags)
+from tests.conftest import ROOT, SMALL_FLAGS, assert_one_line_error, command, encrypt, make_dataset, make_images
 
 
 # --------------------------------------------------------------------------------------------------------------- keys
