@@ -51,9 +51,11 @@ def predict(
     if endpoint is None:
         classifier = prediction.local_classifier(model, key)
     else:
-        from hf_neuracrypt.remote import remote_classifier
+        from hf_neuracrypt.remote import is_in_clear, remote_classifier
 
         classifier = remote_classifier(endpoint, key, model, encrypted)
+        if is_in_clear(endpoint):
+            note("warning: over http, whoever is on the way can read and change ciphertexts and answers: use https")
     with answers.writer(output, as_json) as show:
         left_out = answers.answer_files(classifier, files, top_k, show)
     if left_out:
