@@ -15,7 +15,7 @@ import huggingface_hub
 import pytest
 from PIL import Image
 
-from hf_neuracrypt import answers, prediction, remote, writer
+from hf_neuracrypt import answers, cli, prediction, remote, writer
 from hf_neuracrypt.dataset import make_plan
 from hf_neuracrypt.encoders import load_encoder
 from hf_neuracrypt.errors import ConfigError, HubError, KeyMismatchError, NeuraCryptError
@@ -292,6 +292,33 @@ def test_answers_before_a_failure_are_kept(work, online, tmp_path):
         with pytest.raises(HubError, match="still loading"), answers.writer(tmp_path / "a.csv", False) as show:
             answers.answer_files(classifier, files, 5, show)
     assert len(received) == 3 and len((tmp_path / "a.csv").read_text().splitlines()) == 1 + 2 * 2
+
+
+def test_an_interrupted_run_says_what_is_left(work, online, tmp_path, monkeypatch, capsys):
+    def run(output):
+        words = ["--endpoint", "http://127.0.0.1:9", "--model", work / "model", work / "photos", "--output", output]
+        monkeypatch.setattr(
+            sys, "argv", ["hf-neuracrypt", "predict", "--key-file", *map(str, [work / "a.key", *words])]
+        )
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return ended.value.code, capsys.readouterr().err.splitlines()[-1]
+
+    def interrupted(self, png, top_k, asked=[]):  # noqa: B006 - counts the questions
+        asked.append(png)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return ANSWER
+
+    monkeypatch.setattr(remote.Endpoint, "_ask", interrupted)
+    output = tmp_path / "a.csv"
+    code, said = run(output)
+    assert code == 130 and said.startswith(f"error: interrupted; the answers so far are in {output}; a new run needs")
+    before = output.read_text()
+    assert len(before.splitlines()) == 1 + 2 * 2
+    code, said = run(output)
+    assert code == 2 and said == f"error: {output} exists: choose another name" and output.read_text() == before
+    assert run(tmp_path / "b.csv")[0] == 0 and (tmp_path / "b.csv").read_text().startswith(before)
 
 
 # ------------------------------------------------------------------------------------------- a stock pipeline, served

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from hf_neuracrypt.cli.common import KeyFile, PassphraseFile, load_key, note
-from hf_neuracrypt.errors import DatasetError, NeuraCryptError
+from hf_neuracrypt.errors import DatasetError, NeuraCryptError, fail
 
 
 def predict(
@@ -56,8 +56,11 @@ def predict(
         classifier = remote_classifier(endpoint, key, model, encrypted)
         if is_in_clear(endpoint):
             note("warning: over http, whoever is on the way can read and change ciphertexts and answers: use https")
-    with answers.writer(output, as_json) as show:
-        left_out = answers.answer_files(classifier, files, top_k, show)
+    try:
+        with answers.writer(output, as_json) as show:
+            left_out = answers.answer_files(classifier, files, top_k, show)
+    except KeyboardInterrupt:
+        fail(f"interrupted; {answers.what_is_left(output)}", 130)
     if left_out:
         note(f"{left_out:,} of {len(files):,} images could not be encrypted and were left out.")
         raise typer.Exit(3)
