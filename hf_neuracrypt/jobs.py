@@ -43,8 +43,8 @@ def encrypt_source(
     from hf_neuracrypt.encoders import load_encoder
     from hf_neuracrypt.sources import identity, is_table, load_source, stored_record
     from hf_neuracrypt.store import TRAIN
+    from hf_neuracrypt.units import Job
     from hf_neuracrypt.workers import encrypt_to_folder
-    from hf_neuracrypt.writer import Job
 
     if (record := stored_record(dataset)) is not None:
         raise DatasetError(f"{dataset} is already encrypted (key {record.key_id}): encrypt the plain images instead")

@@ -27,7 +27,7 @@ from hf_neuracrypt.dataset import EncryptRows, make_plan
 from hf_neuracrypt.encoders import load_encoder
 from hf_neuracrypt.keys import SecretKey
 from hf_neuracrypt.record import Record
-from hf_neuracrypt.writer import Job
+from hf_neuracrypt.units import Job
 from tests.loopback_hub import LoopbackHub
 
 

@@ -10,7 +10,7 @@ from datasets import load_from_disk
 
 from hf_neuracrypt import EncoderConfig, SecretKey, load_encoder, store, writer
 from hf_neuracrypt.errors import DatasetError
-from hf_neuracrypt.writer import units_of
+from hf_neuracrypt.units import units_of
 from tests.conftest import (
     ROOT,
     SMALL,
