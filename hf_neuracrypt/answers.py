@@ -117,6 +117,13 @@ def check_output(output: Path | None) -> None:
         raise NeuraCryptError(f"{output} exists: choose another name")
 
 
+def what_is_left(output: Path | None) -> str:
+    """What an interrupted run leaves, and what to do: unlike `encrypt`, it is not continued."""
+    if output is None:
+        return "the same command starts again with the first image"
+    return f"the answers so far are in {output}; a new run needs another name, and starts again with the first image"
+
+
 def _json(path: Path, answer: list[dict]) -> str:
     return json.dumps({"image": str(path), "predictions": answer})
 

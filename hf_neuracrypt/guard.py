@@ -19,7 +19,8 @@ from datasets import Dataset
 from hf_neuracrypt.configuration import PublicConfig
 from hf_neuracrypt.errors import LeakError
 from hf_neuracrypt.images import to_png
-from hf_neuracrypt.keys import SecretKey, key_text_in
+from hf_neuracrypt.keys import SecretKey
+from hf_neuracrypt.traces import find_key, holds_key_file
 
 
 MODEL_FILES = (
@@ -50,9 +51,9 @@ class Guard:
     def check_bytes(self, data: bytes, where: str) -> None:
         """Raises LeakError if `data` holds a key or a token."""
         texts = _texts(data)
-        if key_text_in(data, texts):
+        if holds_key_file(data, texts):
             raise LeakError(f"{where} holds the text of a secret key file: nothing was published; remove it")
-        if self.key is not None and (form := self.key.found_in(data, texts)):
+        if self.key is not None and (form := find_key(self.key, data, texts)):
             raise LeakError(f"{where} holds the secret key ({form}): nothing was published; remove it")
         if any(token in data for token in self.tokens):
             raise LeakError(f"{where} holds an access token: nothing was published; remove it")
@@ -170,7 +171,7 @@ def find_key_file(folder: Path) -> Path | None:
     for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
         if path.is_file() and path.stat().st_size <= 1_000_000:
             content = path.read_bytes()
-            if key_text_in(content, content):
+            if holds_key_file(content, content):
                 return path
     return None
 

@@ -43,8 +43,8 @@ def encrypt_source(
     from hf_neuracrypt.encoders import load_encoder
     from hf_neuracrypt.sources import identity, is_table, load_source, stored_record
     from hf_neuracrypt.store import TRAIN
+    from hf_neuracrypt.units import Job
     from hf_neuracrypt.workers import encrypt_to_folder
-    from hf_neuracrypt.writer import Job
 
     if (record := stored_record(dataset)) is not None:
         raise DatasetError(f"{dataset} is already encrypted (key {record.key_id}): encrypt the plain images instead")
@@ -96,8 +96,9 @@ def encrypt_again(
             num_proc=num_proc, views=views_of(old, TRAIN), flip=old.get("views", {}).get("flip", False),
         )  # fmt: skip
     new = read_manifest(output)
-    if new["key_id"] != key.id or new["config"] != old["config"]:
-        raise KeyMismatchError(f"{output} is of the key {new['key_id']}, or of another config: choose another folder")
+    Record.from_dict(new).check_key(key, output)
+    if new["config"] != old["config"]:
+        raise KeyMismatchError(f"{output} is of another config than {folder}: choose another folder")
     if new["rows"] != old["rows"]:
         raise DatasetError(
             f"the source has other images now: {new['rows']}, not {old['rows']} as in {folder}; "

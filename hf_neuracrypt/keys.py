@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext
 from cryptography.hazmat.primitives.ciphers.aead import AESSIV, ChaCha20Poly1305
 from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
@@ -76,11 +76,10 @@ class SecretKey:
         Raises:
             KeyFileError: the file exists, or cannot be written.
         """
-        body = _encode(PLAIN_PREFIX, self._secret) if passphrase is None else self._wrap(passphrase)
-        created = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        body = _encode(PLAIN_PREFIX, self._secret) if passphrase is None else _wrap(self._secret, passphrase)
         text = (
             "# hf_neuracrypt secret key: keep it secret, keep two copies, never upload it\n"
-            f"# created: {created}\n# key id (public): {self.id}\n{body}\n"
+            f"# created: {datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}\n# key id (public): {self.id}\n{body}\n"
         )
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o600)
@@ -110,12 +109,7 @@ class SecretKey:
         if passphrase_file is not None:
             passphrase = read_passphrase(passphrase_file)
         prefix, payload = _parse(_read_private(path, "key file"), path)
-        if prefix == PLAIN_PREFIX:
-            secret = payload
-        elif passphrase is None:
-            raise KeyFileError(f"{path} is locked with a passphrase: give --passphrase-file, or type it when asked")
-        else:
-            secret = _unwrap(payload, passphrase, path)
+        secret = payload if prefix == PLAIN_PREFIX else _unwrap(payload, passphrase, path)
         typed = prefix == WRAPPED_PREFIX and passphrase_file is None
         reference = None if typed else (os.path.abspath(path), passphrase_file and os.path.abspath(passphrase_file))
         return cls(secret, reference)
@@ -125,28 +119,13 @@ class SecretKey:
         """Whether the key file asks for a passphrase. Raises KeyFileError for a file that is no key file."""
         return _parse(_read_private(path, "key file"), path)[0] == WRAPPED_PREFIX
 
-    def _wrap(self, passphrase: str) -> str:
-        if not passphrase:
-            raise KeyFileError("the passphrase is empty")
-        header = bytes([WORK_FACTOR]) + secrets.token_bytes(SALT_BYTES)
-        nonce = secrets.token_bytes(NONCE_BYTES)
-        sealed = ChaCha20Poly1305(_scrypt(passphrase, header)).encrypt(nonce, self._secret, _associated(header))
-        return _encode(WRAPPED_PREFIX, header + nonce + sealed)
-
-    def found_in(self, data: bytes, texts: bytes) -> str | None:
-        """In which form `data` holds this key ("hexadecimal digits", …); None if in none of those known.
-
-        `texts` are the parts of `data` that may be text, where the forms that are text are searched for.
-        """
-        forms = [("raw bytes", self._secret), ("raw bytes as text", _as_pickle_text(self._secret))]
-        found = [form for form, trace in forms if trace in data]
-        found += [form for form, trace in _text_forms(self._secret) if trace in texts]
-        return found[0] if found else None
-
     # ------------------------------------------------------------------------------------------------- derivation
 
     def _derive(self, purpose: bytes, length: int) -> bytes:
         return HKDF(hashes.SHA256(), length, salt=None, info=DOMAIN + b"/" + purpose).derive(self._secret)
+
+    def _keystream(self, purpose: str) -> CipherContext:
+        return Cipher(ChaCha20(self._derive(purpose.encode(), 32), bytes(16)), mode=None).encryptor()
 
     def integers(self, public: str, purpose: str, shape: tuple[int, ...], bits: int = 8) -> np.ndarray:
         """Keyed integers, uniform on [-(2^(bits-1) - 1), 2^(bits-1) - 1], as int8 of `shape` in row-major order.
@@ -160,8 +139,7 @@ class SecretKey:
             shape: how many, and how they are laid out.
             bits: 2 to 8.
         """
-        subkey = self._derive(f"integers/{purpose}/{public}".encode(), 32)
-        keystream = Cipher(ChaCha20(subkey, bytes(16)), mode=None).encryptor()
+        keystream = self._keystream(f"integers/{purpose}/{public}")
         count = int(np.prod(shape))
         parts, missing = [], count
         while missing > 0:
@@ -173,8 +151,7 @@ class SecretKey:
 
     def permutation(self, public: str, purpose: str, size: int) -> list[int]:
         """A keyed permutation of range(size): Fisher-Yates on 64-bit little-endian words of the keystream."""
-        subkey = self._derive(f"permutation/{purpose}/{public}".encode(), 32)
-        keystream = Cipher(ChaCha20(subkey, bytes(16)), mode=None).encryptor()
+        keystream = self._keystream(f"permutation/{purpose}/{public}")
         order = list(range(size))
         for last in range(size - 1, 0, -1):
             limit = (1 << 64) // (last + 1) * (last + 1)
@@ -197,8 +174,6 @@ class SecretKey:
             raise NeuraCryptError(f"the sealed {purpose} were changed, or belong to another key") from None
         return padded.rstrip(b"\0")[:-1].decode()
 
-    # ------------------------------------------------------------------------------------------------- never leaks
-
     def __repr__(self) -> str:
         return f"SecretKey(id={self.id!r})"
 
@@ -214,8 +189,7 @@ class SecretKey:
                 "a SecretKey is never pickled: load it with SecretKey.load(path), without a typed passphrase, so that "
                 "worker processes can read the key file themselves"
             )
-        path, passphrase_file = self._source
-        return _reload, (path, passphrase_file, self.id)
+        return _reload, (*self._source, self.id)
 
     def __copy__(self) -> "SecretKey":
         return self
@@ -264,8 +238,7 @@ def _read_private(path: str | Path, what: str) -> str:
 
 
 def _parse(text: str, path: str | Path) -> tuple[str, bytes]:
-    lines = [line.strip() for line in text.splitlines()]
-    lines = [line for line in lines if line and not line.startswith("#")]
+    lines = [line for each in text.splitlines() if (line := each.strip()) and not line.startswith("#")]
     if not lines:
         raise KeyFileError(f"{path} holds no key: it is empty")
     if len(lines) > 1:
@@ -292,60 +265,35 @@ def _decode(prefix: str, line: str, size: int, path: str | Path) -> bytes:
         data = base64.b32decode(body)
     except ValueError:
         raise KeyFileError(f"the key in {path} has a character that no key has: it was mistyped") from None
-    payload, checksum = data[:size], data[size:]
-    if checksum != _checksum(prefix, payload):
+    if data[size:] != _checksum(prefix, data[:size]):
         raise KeyFileError(f"the key in {path} fails its checksum: it was mistyped or damaged")
-    return payload
+    return data[:size]
 
 
-def _associated(header: bytes) -> bytes:
-    return WRAPPED_PREFIX.encode() + header
+def _wrapping(passphrase: str, header: bytes) -> tuple[ChaCha20Poly1305, bytes]:
+    """The cipher that wraps a key, and the associated data it vouches for."""
+    derived = Scrypt(salt=header[1:], length=32, n=1 << header[0], r=8, p=1).derive(passphrase.encode())
+    return ChaCha20Poly1305(derived), WRAPPED_PREFIX.encode() + header
 
 
-def _scrypt(passphrase: str, header: bytes) -> bytes:
-    return Scrypt(salt=header[1:], length=32, n=1 << header[0], r=8, p=1).derive(passphrase.encode())
+def _wrap(secret: bytes, passphrase: str) -> str:
+    if not passphrase:
+        raise KeyFileError("the passphrase is empty")
+    header, nonce = bytes([WORK_FACTOR]) + secrets.token_bytes(SALT_BYTES), secrets.token_bytes(NONCE_BYTES)
+    cipher, associated = _wrapping(passphrase, header)
+    return _encode(WRAPPED_PREFIX, header + nonce + cipher.encrypt(nonce, secret, associated))
 
 
-def _unwrap(payload: bytes, passphrase: str, path: str | Path) -> bytes:
+def _unwrap(payload: bytes, passphrase: str | None, path: str | Path) -> bytes:
+    if passphrase is None:
+        raise KeyFileError(f"{path} is locked with a passphrase: give --passphrase-file, or type it when asked")
     header, rest = payload[: 1 + SALT_BYTES], payload[1 + SALT_BYTES :]
     if not 1 <= header[0] <= MAX_WORK_FACTOR:
         raise KeyFileError(f"{path} asks for a work factor of 2^{header[0]}; more than 2^{MAX_WORK_FACTOR} is refused")
-    nonce, sealed = rest[:NONCE_BYTES], rest[NONCE_BYTES:]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            return ChaCha20Poly1305(_scrypt(passphrase, header)).decrypt(nonce, sealed, _associated(header))
+            cipher, associated = _wrapping(passphrase, header)
+            return cipher.decrypt(rest[:NONCE_BYTES], rest[NONCE_BYTES:], associated)
     except InvalidTag:
         raise KeyFileError(f"wrong passphrase for {path}") from None
-
-
-def key_text_in(data: bytes, texts: bytes) -> bool:
-    """Whether `data` holds the line of any key file, of whatever key; `texts` as in `SecretKey.found_in`."""
-    return any(line in data for line in _KEY_LINES) or any(trace in texts for trace in _ENCODED_KEY_LINES)
-
-
-def _as_pickle_text(data: bytes) -> bytes:
-    """What pickle protocol 2, and so `torch.save`, makes of bytes."""
-    return data.decode("latin-1").encode()
-
-
-def _text_forms(secret: bytes) -> list[tuple[str, bytes]]:
-    """How bytes may end up in a text by accident: (what it is called, what to search for), 40 characters or more."""
-    numbers = [str(byte) for byte in secret]
-    texts = [("hexadecimal digits", secret.hex()), ("hexadecimal digits", secret.hex().upper())]
-    texts += [("base32 digits", base64.b32encode(secret).decode().rstrip("=")[:-1])]
-    texts += [("bytes as numbers", separator.join(numbers)) for separator in (",", ", ", " ")]
-    texts += [("value as a number", str(int.from_bytes(secret, order))) for order in ("big", "little")]
-    texts += [("bytes as a Python literal", repr(secret)[2:-1])]
-    for shift in range(3):  # where the key starts within a group of three bytes of a longer text
-        digits = base64.b64encode(bytes(shift) + secret).decode().rstrip("=")
-        inner = digits[(8 * shift + 5) // 6 : len(digits) - bool((shift + len(secret)) % 3)]
-        texts += [("base64 digits", inner), ("base64 digits", inner.replace("+", "-").replace("/", "_"))]
-    wide = [(f"{form} in UTF-16", text.encode("utf-16-le")) for form, text in texts]
-    return [(form, text.encode()) for form, text in texts] + wide
-
-
-_KEY_LINES = [line.encode() for prefix in (PLAIN_PREFIX, WRAPPED_PREFIX) for line in (prefix, prefix.lower())]
-_ENCODED_KEY_LINES = [line.decode().encode("utf-16-le") for line in _KEY_LINES] + [
-    trace for line in _KEY_LINES for _, trace in _text_forms(line)
-]

@@ -82,8 +82,8 @@ def push_dataset(
     folder = Path(folder)
     manifest = store.read_manifest(folder)
     record = Record.from_dict(manifest)
-    if key is not None and key.id != record.key_id:
-        raise KeyMismatchError(f"{folder} was encrypted with the key {record.key_id}; this key is {key.id}")
+    if key is not None:
+        record.check_key(key, folder)
     audited = read_audit(audit, record, store.checksum(manifest)) if audit else None
     guard = Guard(key, [get_token()])
     guard.check_folder(folder, [*manifest["files"], store.MANIFEST], ignored=[store.UNFINISHED])

@@ -10,7 +10,8 @@ import json
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
 from hf_neuracrypt.configuration import PublicConfig
-from hf_neuracrypt.errors import ConfigError
+from hf_neuracrypt.errors import ConfigError, KeyMismatchError
+from hf_neuracrypt.keys import SecretKey
 from hf_neuracrypt.schemes import config_from_dict
 
 
@@ -51,6 +52,11 @@ class Record:
         if not isinstance(key_id, str) or not isinstance(sealed, str | None):
             raise ConfigError("an encryption record needs a key_id, and text in sealed_labels")
         return cls(config_from_dict(values.get("config")), key_id, sealed)
+
+    def check_key(self, key: SecretKey, what: object) -> None:
+        """Raises KeyMismatchError, saying of `what` this is the record, unless that was encrypted under `key`."""
+        if self.key_id != key.id:
+            raise KeyMismatchError(f"{what} was encrypted under the key {self.key_id}; this key is {key.id}")
 
 
 def records_of(dataset: Dataset | IterableDataset | DatasetDict | IterableDatasetDict) -> list[Record]:

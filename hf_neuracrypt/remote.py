@@ -3,9 +3,10 @@
 Notable decisions
 - Nothing on the server is ours: any server that answers as a stock `pipeline("image-classification")` does will do.
 - What goes out is a PNG of pixels: no file name, no key id, no metadata. An access token goes to Hugging Face alone.
-- What comes back is a stranger's, and is looked at before it is shown.
+- What comes back is a stranger's: it is read up to a bound, and looked at before it is shown.
 """
 
+import ipaddress
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,11 +14,11 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 import numpy as np
-from huggingface_hub import InferenceClient
+from huggingface_hub import InferenceClient, get_session
 from huggingface_hub.errors import HfHubHTTPError, InferenceTimeoutError, OfflineModeIsEnabled
 from PIL import Image
 
-from hf_neuracrypt.errors import ConfigError, DatasetError, HubError, KeyMismatchError, NeuraCryptError, first_line
+from hf_neuracrypt.errors import ConfigError, DatasetError, HubError, NeuraCryptError, first_line
 from hf_neuracrypt.hub import TRANSPORT_ERROR, may_be_repository
 from hf_neuracrypt.images import to_png
 from hf_neuracrypt.keys import SecretKey
@@ -27,6 +28,7 @@ from hf_neuracrypt.sources import stored_record
 
 
 TIMEOUT = 60  # seconds without a byte of an answer
+MAX_ANSWER_BYTES = 16 * 2**20
 STOCK_TOP_K = 5  # how many labels a stock pipeline gives unasked
 HUGGING_FACE = ("huggingface.co", "huggingface.cloud", "hf.space")
 ADDRESS = ("http://", "https://")
@@ -81,12 +83,22 @@ def check_endpoint(endpoint: str) -> None:
         raise NeuraCryptError(f"the address on {parts.hostname} holds a user name or password: leave them out")
 
 
+def is_in_clear(endpoint: str) -> bool:
+    """Whether ciphertexts and answers cross a network without TLS. Refusing that would refuse private networks."""
+    parts = urlsplit(endpoint)
+    if parts.scheme != "http":
+        return False
+    try:
+        return not ipaddress.ip_address(parts.hostname).is_loopback
+    except ValueError:
+        return parts.hostname != "localhost"
+
+
 def _dataset_record(name: str, key: SecretKey) -> Record:
     record = stored_record(name)
     if record is None:
         raise DatasetError(f"{name} is not encrypted: --encrypted is the encrypted dataset that the model learned from")
-    if record.key_id != key.id:
-        raise KeyMismatchError(f"{name} was encrypted under the key {record.key_id}; this key is {key.id}")
+    record.check_key(key, name)
     return record
 
 
@@ -106,7 +118,7 @@ class Endpoint:
         if not self._is_hugging_face:
             headers["authorization"] = None  # or the client would send the Hub's token to whoever is there
         client = InferenceClient(self.address, provider="hf-inference", timeout=TIMEOUT, headers=headers)
-        with _one_line(self.address):
+        with _one_line(self.address), _bounded(self.address):
             answer = client.image_classification(png, top_k=top_k if more else None)
         return _checked(answer, self.address)[:top_k]
 
@@ -129,6 +141,37 @@ def _checked(answer: list, address: str) -> list[dict]:
     if not answer or len(good) != len(answer):
         raise HubError(f"the answer of {address} is no list of labels and scores: it serves no image classification")
     return sorted(good, key=lambda entry: -entry["score"])
+
+
+@contextmanager
+def _bounded(address: str) -> Iterator[None]:
+    """No more than MAX_ANSWER_BYTES of an answer are read, unpacked. Raises HubError.
+
+    The client reads whole answers, of success or failure, by `iter_bytes` of the session that all of its kind share.
+    """
+
+    def bound(response) -> None:
+        chunks = response.iter_bytes
+
+        def iter_bytes(chunk_size: int | None = None) -> Iterator[bytes]:
+            size = 0
+            for chunk in chunks(chunk_size):
+                size += len(chunk)
+                if size > MAX_ANSWER_BYTES:
+                    raise HubError(
+                        f"the answer of {address} is larger than {MAX_ANSWER_BYTES:,} bytes: it serves no image "
+                        "classification"
+                    )
+                yield chunk
+
+        response.iter_bytes = iter_bytes
+
+    hooks = get_session().event_hooks["response"]
+    hooks.append(bound)
+    try:
+        yield
+    finally:
+        hooks.remove(bound)
 
 
 @contextmanager

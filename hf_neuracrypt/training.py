@@ -22,8 +22,8 @@ from transformers import (
 )
 
 from hf_neuracrypt import images
+from hf_neuracrypt.columns import Columns, find_columns
 from hf_neuracrypt.configuration import EncoderConfig
-from hf_neuracrypt.dataset import Columns, find_columns
 from hf_neuracrypt.errors import DatasetError, ImageError, KeyMismatchError, NeuraCryptError
 from hf_neuracrypt.prediction import load_model_config
 from hf_neuracrypt.record import Record, records_of

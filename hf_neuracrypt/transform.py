@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hf_neuracrypt.dataset import find_columns
+from hf_neuracrypt.columns import find_columns
 from hf_neuracrypt.encoders.base import Encoder
 from hf_neuracrypt.errors import ImageError
 from hf_neuracrypt.images import prepare

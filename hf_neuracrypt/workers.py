@@ -1,4 +1,4 @@
-"""Run a `writer.Job` with a progress bar: in this process, or in several that this one starts.
+"""Run a `units.Job` with a progress bar: in this process, or in several that this one starts.
 
 Worker processes are spawned, since forked ones deadlock once torch was used. Each reads the key file itself (a pickled
 key is a reference to its file) and expands the key once. They end when their parent does, whatever ended it.
@@ -18,7 +18,8 @@ from tqdm.auto import tqdm
 from hf_neuracrypt.errors import DatasetError, NeuraCryptError
 from hf_neuracrypt.sources import quiet_datasets
 from hf_neuracrypt.store import is_unfinished
-from hf_neuracrypt.writer import Job, claim, work
+from hf_neuracrypt.units import Job
+from hf_neuracrypt.writer import claim, work
 
 
 def encrypt_to_folder(job: Job, num_proc: int = 1, rank: int = 0, world_size: int = 1) -> bool:

@@ -1,8 +1,6 @@
 """Encrypt a dataset into a folder: in one process, several, or on several machines; resumable, to the same bytes.
 
 Notable decisions
-- Work is cut into units that follow from the data, never from the number of workers: a run of rows of a dataset (one
-  shard, one `datasets.map`), or one source shard of a stream (several shards, one after the other, in one pass).
 - A shard that has its final name is whole. The note beside the job says how many rows it has, its sha256, and what was
   rejected. Resuming is: skip what has a note.
 - Worker `rank` of `world_size` takes every world_size-th unit. Nobody waits for anybody: whoever finds all notes there
@@ -13,26 +11,23 @@ Notable decisions
 import fcntl
 import itertools
 import json
-import math
 import os
 import shutil
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 from datasets import config as datasets_config
 from datasets.arrow_writer import ArrowWriter
 
-from hf_neuracrypt.dataset import WRITER_BATCH_SIZE, EncryptRows, Plan
+from hf_neuracrypt.dataset import WRITER_BATCH_SIZE, EncryptRows
 from hf_neuracrypt.errors import DatasetError
 from hf_neuracrypt.store import (
     JOB,
     MANIFEST,
     REJECTED,
-    TRAIN,
     UNFINISHED,
     checksum,
     is_unfinished,
@@ -42,100 +37,7 @@ from hf_neuracrypt.store import (
     to_text,
     write_whole,
 )
-
-
-SHARD_BYTES = 500_000_000
-# A record batch of an Arrow file holds what was encrypted at once: part of the bytes, so not a user's choice.
-BATCH_SIZE = 64
-MAX_BAD_FRACTION = 0.1
-
-
-@dataclass(frozen=True)
-class Job:
-    """What is to be encrypted, and where to.
-
-    Args:
-        splits: plain images by split; a stream is read once, from its start, and never held.
-        plan: from `dataset.make_plan`.
-        output: a new or empty folder, or an unfinished one of the same job.
-        stream_identity: tells streams from others, since they have no fingerprint of their own.
-        shard_bytes: about how large a shard becomes.
-        skip: leave out rows that cannot be encrypted instead of stopping.
-        max_bad_fraction: with `skip`, the share of rows that may be left out.
-        views: rows of each image in the split `train`, one after the other: itself, then moved versions of it.
-        flip: half of those are mirrored.
-    """
-
-    splits: dict[str, Dataset | IterableDataset]
-    plan: Plan
-    output: Path
-    stream_identity: str = ""
-    shard_bytes: int = SHARD_BYTES
-    skip: bool = False
-    max_bad_fraction: float = MAX_BAD_FRACTION
-    views: int = 1
-    flip: bool = False
-
-    @property
-    def shard_rows(self) -> int:
-        """Images of a shard: whole record batches of about `shard_bytes`."""
-        config = self.plan.encoder.config
-        row_bytes = (4 * math.prod(config.representation) if config.representation else 3 * config.image_size**2) + 100
-        return max(1, self.shard_bytes // (row_bytes * self.views) // BATCH_SIZE) * BATCH_SIZE
-
-    def views_of(self, split: str) -> int:
-        return self.views if split == TRAIN else 1
-
-    @property
-    def notes(self) -> Path:
-        return self.output / UNFINISHED / "notes"
-
-    def source_of(self, split: str) -> str:
-        """The public fingerprint of a split's source under this plan."""
-        data = self.splits[split]
-        identity = (
-            data._fingerprint if isinstance(data, Dataset) else f"{self.stream_identity} {split} {data.num_shards}"
-        )
-        return self.plan.fingerprint(identity)
-
-    def identity(self) -> dict:
-        """What must be the same for a job to be continued, by the names an error calls it by."""
-        record = self.plan.record
-        return {
-            "key": record.key_id,
-            "config": record.config.to_dict(),
-            "labels": [record.sealed_labels is not None, str(self.plan.features)],
-            "source": {name: self.source_of(name) for name in self.splits},
-            "rows": {name: len(each) if isinstance(each, Dataset) else None for name, each in self.splits.items()},
-            "shard size": self.shard_rows,
-            "views": [self.views, self.flip],
-        }
-
-
-@dataclass(frozen=True)
-class Unit:
-    """What one worker does at a time: rows from `start` on of a dataset, or source shard `index` of a stream."""
-
-    split: str
-    index: int
-    start: int = 0
-    rows: int | None = None
-
-    def file(self, part: int) -> str:
-        name = f"data-{self.index:05d}" if self.rows is not None else f"data-{self.index:05d}-{part:05d}"
-        return f"{self.split}/{name}.arrow"
-
-
-def units_of(job: Job) -> list[Unit]:
-    """All units of a job, in the order of the data; an empty split is one empty unit."""
-    units = []
-    for name, split in job.splits.items():
-        if isinstance(split, IterableDataset):
-            units += [Unit(name, index) for index in range(split.num_shards)]
-        else:
-            starts = range(0, max(1, len(split)), job.shard_rows)
-            units += [Unit(name, i, start, min(job.shard_rows, len(split) - start)) for i, start in enumerate(starts)]
-    return units
+from hf_neuracrypt.units import BATCH_SIZE, Job, Unit, units_of
 
 
 def work(job: Job, rank: int = 0, world_size: int = 1, progress: Callable[[int], object] | None = None) -> bool:
@@ -223,7 +125,7 @@ def _take(file, output: Path, kind: int) -> None:
 
 def _write_rows(job: Job, unit: Unit, scratch: Path, progress: Callable[[int], object]) -> None:
     """One shard: `datasets.map` straight into its file."""
-    if _note(job, unit.file(0)).exists():
+    if job.note(unit.file(0)).exists():
         progress(unit.rows)
         return
     split, temporary = job.splits[unit.split], scratch / "shard.arrow"
@@ -244,8 +146,8 @@ def _write_stream(job: Job, unit: Unit, scratch: Path, progress: Callable[[int],
     if stream.num_shards > 1:
         stream = stream.shard(stream.num_shards, unit.index)
     part = 0
-    while _note(job, unit.file(part)).exists():
-        note = json.loads(_note(job, unit.file(part)).read_text())
+    while job.note(unit.file(part)).exists():
+        note = json.loads(job.note(unit.file(part)).read_text())
         progress(note["source_rows"])
         if note["last"]:
             return
@@ -276,10 +178,6 @@ def _function(job: Job, unit: Unit, progress: Callable[[int], object], first_row
     return job.plan.rows(first_row=first_row, skip=job.skip, progress=progress, views=views, flip=job.flip)
 
 
-def _note(job: Job, file: str) -> Path:
-    return job.notes / f"{file.replace('/', '-')}.json"
-
-
 def _keep(job: Job, unit: Unit, part: int, temporary: Path, rows: int, rejected: list[dict], last: bool) -> None:
     """Give a shard its final name and leave its note; stop if too many rows were rejected."""
     file = unit.file(part)
@@ -287,7 +185,7 @@ def _keep(job: Job, unit: Unit, part: int, temporary: Path, rows: int, rejected:
     note = {"file": file, "source_rows": rows, "rows": stored, "sha256": sha256(temporary), "last": last}
     (job.output / unit.split).mkdir(exist_ok=True)
     rename(temporary, job.output / file)
-    write_whole(_note(job, file), to_text(note | {"rejected": [{"split": unit.split} | each for each in rejected]}))
+    write_whole(job.note(file), to_text(note | {"rejected": [{"split": unit.split} | each for each in rejected]}))
     if rejected:
         notes = [json.loads(path.read_text()) for path in job.notes.glob("*.json")]
         bad = sum(len(each["rejected"]) for each in notes)
@@ -305,7 +203,7 @@ def _finish(job: Job) -> bool:
     notes: dict[str, list[dict]] = {name: [] for name in job.splits}
     for unit in units_of(job):
         for part in itertools.count():
-            path = _note(job, unit.file(part))
+            path = job.note(unit.file(part))
             if not path.exists():
                 return not is_unfinished(job.output)  # another worker may have completed it meanwhile
             note = json.loads(path.read_text())

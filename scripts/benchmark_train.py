@@ -13,8 +13,8 @@ from PIL import Image as PILImage
 from torch.utils.data import DataLoader
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
+from hf_neuracrypt.columns import Columns
 from hf_neuracrypt.configuration import EncoderConfig
-from hf_neuracrypt.dataset import Columns
 from hf_neuracrypt.encoders import load_encoder
 from hf_neuracrypt.images import prepare, to_png
 from hf_neuracrypt.keys import SecretKey

@@ -35,8 +35,8 @@ from transformers.trainer_callback import PrinterCallback
 
 from hf_neuracrypt import SecretKey, load_encoder, recipes
 from hf_neuracrypt.adaptation import adapt
+from hf_neuracrypt.columns import find_columns
 from hf_neuracrypt.configuration import EncoderConfig
-from hf_neuracrypt.dataset import find_columns
 from hf_neuracrypt.encoders.base import Encoder
 from hf_neuracrypt.errors import NeuraCryptError, one_line_errors
 from hf_neuracrypt.images import prepare, to_rgb

@@ -27,7 +27,7 @@ from hf_neuracrypt.dataset import EncryptRows, make_plan
 from hf_neuracrypt.encoders import load_encoder
 from hf_neuracrypt.keys import SecretKey
 from hf_neuracrypt.record import Record
-from hf_neuracrypt.writer import Job
+from hf_neuracrypt.units import Job
 from tests.loopback_hub import LoopbackHub
 
 
@@ -132,6 +132,11 @@ def command(*words: object, stdin: str | None = None, **environment: str) -> sub
         [*program, *map(str, words[1:])], capture_output=True, text=True, input=stdin, timeout=300,
         env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
     )  # fmt: skip
+
+
+def encrypt(dataset, key_file, output, *flags) -> subprocess.CompletedProcess:
+    """`hf-neuracrypt encrypt` with SMALL."""
+    return command("encrypt", "--dataset", dataset, "--key-file", key_file, "--output", output, *SMALL_FLAGS, *flags)
 
 
 def load_script(name: str):

@@ -130,7 +130,7 @@ def test_two_runs_say_the_same_and_a_card_shows_it(work, reported, tmp_path):
     ]
     assert {row["name"] for row in one["rows"]} == set(ROWS) - {"deep"}
     grades = {row["name"]: row["grade"] for row in one["rows"]}
-    assert grades["metadata"] == grades["key"] == "near chance" and grades["labels"] == grades["order"] == "leaks"
+    assert grades["metadata"] == grades["key"] == "nothing found" and grades["labels"] == grades["order"] == "leaks"
     page = (reported / "audit.html").read_text()
     assert "attacks tried" in " ".join(page.split()) or "attacks\npossible" in page
     assert page.count("<img") >= 8 and "http" not in page and len(page) < 1_000_000
@@ -140,6 +140,10 @@ def test_two_runs_say_the_same_and_a_card_shows_it(work, reported, tmp_path):
     card = cards.dataset_card(record, manifest["rows"], ["image", "label"], "ward/photos", {}, audit=shown)
     assert "## Audit" in card and "| Re-identification |" in card and "No audit" not in card
     assert str(work) not in card and str(tmp_path) not in card
+    earlier = [row | {"grade": "near chance"} if row["grade"] == "nothing found" else row for row in one["rows"]]
+    (tmp_path / "earlier.json").write_text(json.dumps(one | {"rows": earlier}))
+    shown = read_audit(tmp_path / "earlier.json", record, store.checksum(manifest))
+    assert [row.grade for row in shown["rows"][:2]] == ["near chance"] * 2
     with pytest.raises(KeyMismatchError, match="another encrypted folder"):
         read_audit(reported / "audit.json", record, "0" * 64)
     for change in ({"rows": [{"name": "<script>"}]}, {"neuracrypt_audit": 2}, {"version": "1 <b>"}):
@@ -171,7 +175,7 @@ def test_deep_adds_a_row_and_a_picture(work, monkeypatch):
 
 def test_wrong_keys_and_places_are_one_line(work, tmp_path):
     assert_one_line_error(
-        audit(work, work / "encrypted", tmp_path / "out", key="two.key"), "was encrypted with the key"
+        audit(work, work / "encrypted", tmp_path / "out", key="two.key"), "was encrypted under the key"
     )
     inside = work / "encrypted" / "report"
     assert_one_line_error(audit(work, work / "encrypted", inside), "gets published")

@@ -2,25 +2,23 @@
 or the job stops with one line naming row and reason, and with `skip` the row is listed and the rest is encrypted.
 """
 
-import io
 import json
 import os
 import struct
-import tarfile
 import zlib
 
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value, load_from_disk
+from datasets import ClassLabel, Dataset, Features, Image, Value, load_from_disk
 from PIL import Image as PILImage
 
 from hf_neuracrypt import encrypt_dataset, store, writer
 from hf_neuracrypt.dataset import make_plan
 from hf_neuracrypt.errors import DatasetError
 from hf_neuracrypt.images import prepare
-from tests.conftest import SMALL, SMALL_FLAGS, assert_one_line_error, batch, command, encoded, make_dataset, make_images
+from tests.conftest import SMALL, batch, encoded, make_images
 
 
 PIXELS = make_images(1, 32)[0]
@@ -243,84 +241,3 @@ def test_one_class_only(small_encoder):
     for hide, names in ((False, ["only"]), (True, ["class_0"])):
         encrypted = encrypt_dataset(plain, small_encoder, hide_labels=hide)
         assert encrypted.features["label"].names == names and encrypted["label"] == [0, 0]
-
-
-# ---------------------------------------------------------------------------------------------------------- containers
-
-
-def encrypt(dataset, key_file, output, *flags):
-    return command("encrypt", "--dataset", dataset, "--key-file", key_file, "--output", output, *SMALL_FLAGS, *flags)
-
-
-def test_tables_and_archives(key_file, tmp_path):
-    """Parquet with and without the metadata of `datasets`, a folder of Parquet, a WebDataset tar: the same pixels."""
-    plain = make_dataset(6, size=32)
-    plain.to_parquet(tmp_path / "with.parquet")
-    table = pyarrow.parquet.read_table(tmp_path / "with.parquet").replace_schema_metadata(None)
-    pyarrow.parquet.write_table(table, tmp_path / "without.parquet")
-    (tmp_path / "folder").mkdir()
-    for index in range(2):
-        pyarrow.parquet.write_table(table.slice(index * 3, 3), tmp_path / "folder" / f"train-{index}.parquet")
-    with tarfile.open(tmp_path / "web.tar", "w") as tar:
-        for index, row in enumerate(plain):
-            for suffix, content in (("png", encoded(row["img"], "PNG")), ("cls", str(row["label"]).encode())):
-                member = tarfile.TarInfo(f"jane{index}.{suffix}")
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
-    rows = []
-    for name, flags in [
-        ("with.parquet", ()), ("without.parquet", ()), ("folder", ()),
-        ("web.tar", ("--image-column", "png", "--label-column", "cls")),
-    ]:  # fmt: skip
-        made = encrypt(tmp_path / name, key_file, tmp_path / f"out-{name}", *flags)
-        assert made.returncode == 0, made.stderr
-        loaded = load_from_disk(str(tmp_path / f"out-{name}"))["train"]
-        rows.append([(row["label"], row["image"].tobytes()) for row in loaded])
-        assert all(b"jane" not in path.read_bytes() for path in (tmp_path / f"out-{name}").rglob("*") if path.is_file())
-    assert rows[0] == rows[1] == rows[2] == rows[3]
-
-
-def test_tables_are_not_copied_into_the_cache_in_clear(key_file, tmp_path):
-    make_dataset(6, size=32).to_parquet(tmp_path / "plain.parquet")
-    made = command(
-        "encrypt", "--dataset", tmp_path / "plain.parquet", "--key-file", key_file, "--output", tmp_path / "out",
-        *SMALL_FLAGS, HF_HOME=str(tmp_path / "home"), TMPDIR=str(tmp_path),
-    )  # fmt: skip
-    assert made.returncode == 0, made.stderr
-    assert not list((tmp_path / "home").rglob("*.arrow"))
-
-
-def test_a_table_that_changed_is_another_source(key_file, tmp_path):
-    make_dataset(6, size=32).to_parquet(tmp_path / "plain.parquet")
-    bad = make_dataset(6, size=32).cast_column("img", Image(decode=False))
-    bad = bad.map(lambda row, index: {"img": {"bytes": b"", "path": None}} if index == 5 else {}, with_indices=True)
-    bad.to_parquet(tmp_path / "plain.parquet")
-    assert_one_line_error(encrypt(tmp_path / "plain.parquet", key_file, tmp_path / "out"), "row 5 cannot")
-    make_dataset(6, size=32).to_parquet(tmp_path / "plain.parquet")
-    assert_one_line_error(encrypt(tmp_path / "plain.parquet", key_file, tmp_path / "out"), "another source")
-
-
-def test_damaged_containers_are_one_line(key_file, tmp_path):
-    plain = make_dataset(6, size=32)
-    plain.to_parquet(tmp_path / "plain.parquet")
-    content = (tmp_path / "plain.parquet").read_bytes()
-    (tmp_path / "cut.parquet").write_bytes(content[: len(content) // 2])
-    (tmp_path / "text.parquet").write_bytes(b"PAR1 is how it starts")
-    (tmp_path / "empty.parquet").write_bytes(b"")
-    plain.save_to_disk(str(tmp_path / "saved"))
-    (shard,) = (tmp_path / "saved").glob("*.arrow")
-    shard.write_bytes(shard.read_bytes()[:100])
-    (tmp_path / "nothing").mkdir()
-    DatasetDict({"train": plain.select([])}).save_to_disk(str(tmp_path / "no-rows"))
-    for name in ("cut.parquet", "text.parquet", "empty.parquet", "saved", "nothing", "no-rows"):
-        result = encrypt(tmp_path / name, key_file, tmp_path / "out")
-        assert_one_line_error(result)
-        assert not (tmp_path / "out" / store.MANIFEST).exists()
-
-
-def test_sizes_that_do_not_divide(small_encoder, tmp_path):
-    """One row; fewer rows than a batch; one more than a batch."""
-    for rows in (1, 63, 64, 65):
-        splits = {"train": make_dataset(rows)}
-        assert writer.work(writer.Job(splits, make_plan(splits, small_encoder), tmp_path / str(rows), shard_bytes=1))
-        assert len(load_from_disk(str(tmp_path / str(rows)))["train"]) == rows

@@ -14,11 +14,7 @@ from PIL import Image
 
 from hf_neuracrypt import SecretKey, __version__
 from hf_neuracrypt.store import read_manifest
-from tests.conftest import ROOT, SMALL_FLAGS, assert_one_line_error, command, make_dataset, make_images
-
-
-def encrypt(dataset, key_file, output, *flags):
-    return command("encrypt", "--dataset", dataset, "--key-file", key_file, "--output", output, *SMALL_FLAGS, *flags)
+from tests.conftest import ROOT, SMALL_FLAGS, assert_one_line_error, command, encrypt, make_dataset, make_images
 
 
 # --------------------------------------------------------------------------------------------------------------- keys
@@ -69,7 +65,9 @@ def test_key_file_from_the_environment(plain_folder, key_file, tmp_path):
 # --------------------------------------------------------------------------------------------------------------- help
 
 
-@pytest.mark.parametrize("name", ["keygen", "key-id", "encrypt", "verify", "predict"])
+@pytest.mark.parametrize(
+    "name", ["keygen", "key-id", "encrypt", "verify", "audit", "push", "rotate", "predict", "adapt"]
+)
 def test_help_has_an_example(name):
     shown = command(name, "--help")
     assert shown.returncode == 0

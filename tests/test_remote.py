@@ -1,6 +1,7 @@
 """Queries over HTTP on loopback: what the server is sent, what the owner is told when it fails, what is kept."""
 
 import base64
+import gzip
 import json
 import os
 import subprocess
@@ -14,7 +15,7 @@ import huggingface_hub
 import pytest
 from PIL import Image
 
-from hf_neuracrypt import answers, prediction, remote, writer
+from hf_neuracrypt import answers, cli, prediction, remote, writer
 from hf_neuracrypt.dataset import make_plan
 from hf_neuracrypt.encoders import load_encoder
 from hf_neuracrypt.errors import ConfigError, HubError, KeyMismatchError, NeuraCryptError
@@ -23,6 +24,7 @@ from hf_neuracrypt.keys import SecretKey
 from hf_neuracrypt.record import Record
 from hf_neuracrypt.schemes import make_config
 from hf_neuracrypt.store import read_manifest
+from hf_neuracrypt.traces import find_key
 from tests.conftest import (
     ROOT,
     SMALL,
@@ -42,7 +44,7 @@ NAMES = ["cat", "dog", "horse"]
 
 
 @contextmanager
-def serving(*replies: tuple[int, object]):
+def serving(*replies: tuple[int, object], **headers: str):
     """A server that gives these replies, the last one for ever; yields its address, and what it is sent."""
     received, rest = [], list(replies)
 
@@ -57,6 +59,8 @@ def serving(*replies: tuple[int, object]):
             content = content if isinstance(content, bytes) else json.dumps(content).encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(content)))
+            for name, value in headers.items():
+                self.send_header(name, value)
             self.end_headers()
             self.wfile.write(content)
 
@@ -118,13 +122,13 @@ def test_the_server_gets_the_encrypted_png_and_nothing_else(work):
     with serving((200, ANSWER)) as (address, received):
         result = ask(work, "--endpoint", address, "--model", work / "model", photo, HF_TOKEN="hf_secret")
     assert result.returncode == 0, result.stderr
-    assert result.stdout == f"{photo}: dog 0.900, cat 0.100\n"
+    assert result.stdout == f"{photo}: dog 0.900, cat 0.100\n" and "over http" not in result.stderr
     ((path, headers, body),) = received
     assert body == to_png(encrypted_pixels(key, photo))
     assert path == "/model" and headers["content-type"] == "image/png"
     told = json.dumps(headers)
     assert "jane" not in told and "ward" not in told and str(work) not in told and "hf_secret" not in told
-    assert not key.found_in(body, told.encode()) and key.id not in told
+    assert not find_key(key, body, told.encode()) and key.id not in told
 
 
 def test_more_labels_are_asked_for_in_json(work, online):
@@ -159,6 +163,26 @@ def test_the_token_goes_to_hugging_face_alone(address, trusted, online, monkeypa
     ((url, headers),) = sent
     assert url == (address if "://" in address else "https://router.huggingface.co/hf-inference/models/owner/vit")
     assert headers.get("authorization") == ("Bearer hf_secret" if trusted else None)
+
+
+@pytest.mark.parametrize(
+    "endpoint, warned",
+    [
+        ("http://x.example/model", True), ("http://10.0.0.7:8000", True), ("http://localhost.x.example", True),
+        ("http://127.0.0.1:8000/model", False), ("http://[::1]:8000", False), ("http://localhost", False),
+        ("https://x.example", False), ("owner/vit", False),
+    ],
+)  # fmt: skip
+def test_http_is_in_clear_but_on_this_machine(endpoint, warned):
+    assert remote.is_in_clear(endpoint) == warned
+
+
+def test_http_to_another_machine_is_warned_of(work):
+    photo = work / "photos" / "ward" / "jane_0.jpg"
+    result = ask(work, "--endpoint", "http://nowhere.invalid/model?word=1", "--model", work / "model", photo)
+    assert_one_line_error(result, "cannot reach")
+    (warning,) = [line for line in result.stderr.splitlines() if line.startswith("warning: over http")]
+    assert "word" not in warning
 
 
 def test_another_key_is_refused_before_anything_is_sent(work, online):
@@ -235,6 +259,19 @@ def test_answers_that_are_none(status, content, fragment, online):
     assert "\n" not in str(caught.value) and "\x1b" not in str(caught.value)
 
 
+@pytest.mark.parametrize("status", [200, 500])
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_endless_answer_is_not_read(status, packed, online, monkeypatch):
+    monkeypatch.setattr(remote, "MAX_ANSWER_BYTES", 100_000)
+    hooks = list(huggingface_hub.get_session().event_hooks["response"])
+    content = json.dumps([{"label": "x" * 10_000_000, "score": 1}]).encode()
+    headers = {"Content-Encoding": "gzip"} if packed else {}
+    with serving((status, gzip.compress(content) if packed else content), **headers) as (address, _):
+        with pytest.raises(HubError, match=r"larger than 100,000 bytes: it serves no image classification"):
+            list(remote.Endpoint(address)([Image.new("RGB", (32, 32))], 3))
+    assert huggingface_hub.get_session().event_hooks["response"] == hooks
+
+
 def test_nobody_there_and_nobody_in_time(online, monkeypatch):
     monkeypatch.setattr(remote, "TIMEOUT", 0.2)
     with serving((0, None)) as (address, _), pytest.raises(HubError, match=r"has not answered for 0\.2 seconds"):
@@ -255,6 +292,33 @@ def test_answers_before_a_failure_are_kept(work, online, tmp_path):
         with pytest.raises(HubError, match="still loading"), answers.writer(tmp_path / "a.csv", False) as show:
             answers.answer_files(classifier, files, 5, show)
     assert len(received) == 3 and len((tmp_path / "a.csv").read_text().splitlines()) == 1 + 2 * 2
+
+
+def test_an_interrupted_run_says_what_is_left(work, online, tmp_path, monkeypatch, capsys):
+    def run(output):
+        words = ["--endpoint", "http://127.0.0.1:9", "--model", work / "model", work / "photos", "--output", output]
+        monkeypatch.setattr(
+            sys, "argv", ["hf-neuracrypt", "predict", "--key-file", *map(str, [work / "a.key", *words])]
+        )
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return ended.value.code, capsys.readouterr().err.splitlines()[-1]
+
+    def interrupted(self, png, top_k, asked=[]):  # noqa: B006 - counts the questions
+        asked.append(png)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return ANSWER
+
+    monkeypatch.setattr(remote.Endpoint, "_ask", interrupted)
+    output = tmp_path / "a.csv"
+    code, said = run(output)
+    assert code == 130 and said.startswith(f"error: interrupted; the answers so far are in {output}; a new run needs")
+    before = output.read_text()
+    assert len(before.splitlines()) == 1 + 2 * 2
+    code, said = run(output)
+    assert code == 2 and said == f"error: {output} exists: choose another name" and output.read_text() == before
+    assert run(tmp_path / "b.csv")[0] == 0 and (tmp_path / "b.csv").read_text().startswith(before)
 
 
 # ------------------------------------------------------------------------------------------- a stock pipeline, served

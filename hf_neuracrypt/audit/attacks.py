@@ -13,7 +13,7 @@ import torch
 from tqdm.auto import tqdm
 
 from hf_neuracrypt import __version__, store
-from hf_neuracrypt.errors import KeyMismatchError, NeuraCryptError
+from hf_neuracrypt.errors import NeuraCryptError
 
 
 try:
@@ -89,8 +89,7 @@ def run_audit(
     start, path = time.monotonic(), Path(encrypted)
     manifest = store.read_manifest(path)
     record = Record.from_dict(manifest)
-    if record.key_id != key.id:
-        raise KeyMismatchError(f"{encrypted} was encrypted with the key {record.key_id}; this key is {key.id}")
+    record.check_key(key, encrypted)
     encoder = load_encoder(record.config, key)
     pairs = load_pairs(path, source, encoder, max_images, seed, image_column)
     rows = [

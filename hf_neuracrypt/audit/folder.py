@@ -5,7 +5,7 @@ from pathlib import Path
 from datasets import ClassLabel, Dataset, load_from_disk
 
 from hf_neuracrypt import store
-from hf_neuracrypt.audit.rows import LEAKS, NEAR_CHANCE, WEAK, Row
+from hf_neuracrypt.audit.rows import LEAKS, NOTHING_FOUND, WEAK, Row
 from hf_neuracrypt.configuration import PublicConfig
 from hf_neuracrypt.errors import LeakError
 from hf_neuracrypt.guard import Guard
@@ -29,7 +29,7 @@ def metadata(folder: Path, manifest: dict, config: PublicConfig, wrong: tuple[in
     finding = "; ".join(found) or "Nothing found: no metadata in images, no paths, no other files."
     if kept:
         finding += f" Kept in clear: {', '.join(sorted(kept))}."
-    return Row("metadata", LEAKS if found else WEAK if kept else NEAR_CHANCE, finding, figures)
+    return Row("metadata", LEAKS if found else WEAK if kept else NOTHING_FOUND, finding, figures)
 
 
 def key_leak(folder: Path, key: SecretKey) -> Row:
@@ -42,14 +42,14 @@ def key_leak(folder: Path, key: SecretKey) -> Row:
         except LeakError as error:
             found.append(str(error))
     finding = "; ".join(found) or "Not found, as text, bytes, digits, base64, base32 or numbers."
-    return Row("key", LEAKS if found else NEAR_CHANCE, finding, {"findings": len(found)})
+    return Row("key", LEAKS if found else NOTHING_FOUND, finding, {"findings": len(found)})
 
 
 def labels(folder: Path) -> Row:
     """Whether class names are published."""
     split = next(iter(load_from_disk(str(folder)).values()))
     if "label" not in split.features:
-        return Row("labels", NEAR_CHANCE, "There are no labels.", {"classes": 0})
+        return Row("labels", NOTHING_FOUND, "There are no labels.", {"classes": 0})
     feature = split.features["label"]
     names = feature.names if isinstance(feature, ClassLabel) else []
     if names and not all(name.startswith("class_") and name[6:].isdigit() for name in names):

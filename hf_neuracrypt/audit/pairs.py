@@ -17,8 +17,8 @@ from datasets import Array2D, Dataset, Image, load_from_disk
 from tqdm.auto import tqdm
 
 from hf_neuracrypt import store
+from hf_neuracrypt.columns import find_columns
 from hf_neuracrypt.configuration import PublicConfig
-from hf_neuracrypt.dataset import find_columns
 from hf_neuracrypt.encoders.base import Encoder
 from hf_neuracrypt.errors import DatasetError, ImageError
 from hf_neuracrypt.images import prepare

@@ -16,7 +16,8 @@ AUDIT_FORMAT = 1
 MAX_AUDIT_BYTES = 1_000_000
 
 LEAKS, WEAK, NEAR_CHANCE, NOT_APPLICABLE = "leaks", "weak", "near chance", "not applicable"
-GRADES = (LEAKS, WEAK, NEAR_CHANCE, NOT_APPLICABLE)
+NOTHING_FOUND = "nothing found"  # by a search, where there is no chance to compare with
+GRADES = (LEAKS, WEAK, NEAR_CHANCE, NOTHING_FOUND, NOT_APPLICABLE)
 
 # Every row by its name: title, what the attacker holds, and how it is graded.
 ROWS: dict[str, tuple[str, str, str]] = {
