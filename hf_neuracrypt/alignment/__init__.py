@@ -1,0 +1,96 @@
+"""A start for the patch embedding, found without labels or pairs: statistics of ciphertexts matched to public images.
+
+A ciphertext patch is nearly an affine function of the plain patch under it, the same at every position but for a
+constant. So the covariances of ciphertext patches with their neighbours are those of plain patches seen through one
+unknown matrix, and covariances at a dozen offsets pin a matrix down, up to signs (the idea of second-order blind
+identification: AMUSE, Tong et al. 1991; SOBI, Belouchrani et al. 1997). Third moments tell a sign from the other:
+pictures are no negatives. Public images of roughly the same kind supply the plain side. That is `moments`; what it
+leaves inexact, `matching` and `denoising` improve.
+
+**This uses no secret, and it is an attack**: whoever holds enough ciphertexts and similar pictures can compute the map,
+and approximate images with it. It is here because a cloud that can learn well from ciphertexts is a cloud that can do
+this; an owner should know both.
+
+The map is folded into the patch and position embeddings, so the model stays a stock Vision Transformer.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+from hf_neuracrypt.alignment.denoising import denoise
+from hf_neuracrypt.alignment.matching import match_windows
+from hf_neuracrypt.alignment.moments import match_moments
+from hf_neuracrypt.alignment.patches import Whitened, to_patches
+from hf_neuracrypt.errors import NeuraCryptError
+
+
+__all__ = ["MAX_PATCHES", "Alignment", "align", "fold", "to_patches"]
+
+
+PLAIN_COMPONENTS, CIPHER_COMPONENTS = 64, 256
+LEADING = 32  # components that moments and the denoiser look at
+MAX_PATCHES = 200_000  # on either side: 4,000 images of 49 patches, 1.6 GB of float32 for both
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Plain patches as an affine function of ciphertext patches; pixels are in [-1, 1], D = 3 P^2, N patches.
+
+    Args:
+        to_plain: float32 (D, D); a centred ciphertext patch (a row) times it is about the centred plain patch.
+        cipher_mean: float32 (N, D), the mean ciphertext patch at each position.
+        plain_mean: float32 (N, D), that of the public images.
+    """
+
+    to_plain: torch.Tensor
+    cipher_mean: torch.Tensor
+    plain_mean: torch.Tensor
+
+    def decrypt(self, pixels: torch.Tensor, patch_size: int) -> torch.Tensor:
+        """Patches (B, N, D) that approximate the plain ones of ciphertexts (B, 3, S, S)."""
+        patches = to_patches(pixels, patch_size).flatten(1, 2)
+        return (patches - self.cipher_mean) @ self.to_plain + self.plain_mean
+
+
+@torch.no_grad()
+def align(cipher: torch.Tensor, public: torch.Tensor, patch_size: int, seed: int = 0) -> Alignment:
+    """Find the map from ciphertext patches to plain ones, from unpaired images.
+
+    Args:
+        cipher: ciphertexts, float32 (B, 3, S, S) in [-1, 1].
+        public: plain images of roughly the same kind, (B', 3, S, S), resized as the owner resized.
+        patch_size: in pixels.
+        seed: of the random combinations and of the images that are matched.
+
+    Raises:
+        NeuraCryptError: too few images, or too few patches in an image, to tell anything from.
+    """
+    if min(len(cipher), len(public)) < 32 or cipher.shape[-1] < 3 * patch_size:
+        raise NeuraCryptError("an aligned start needs 32 ciphertexts and 32 public images of at least 3 x 3 patches")
+    generator = torch.Generator().manual_seed(seed)
+    plain = Whitened(to_patches(public, patch_size), PLAIN_COMPONENTS)
+    hidden = Whitened(to_patches(cipher, patch_size), CIPHER_COMPONENTS)
+    leading = min(LEADING, len(plain.scale), len(hidden.scale))
+    start = torch.zeros(len(hidden.scale), len(plain.scale))
+    start[:leading, :leading] = match_moments(hidden.values[..., :leading], plain.values[..., :leading], generator)
+    matched = match_windows(hidden, plain, start, generator)
+    found = denoise(hidden, plain, matched[:, :leading], seed)
+    to_plain = hidden.basis / hidden.scale @ found @ (plain.basis * plain.scale)[:, :leading].T
+    return Alignment(to_plain, hidden.mean.flatten(0, 1), plain.mean.flatten(0, 1))
+
+
+def fold(model: PreTrainedModel, alignment: Alignment) -> None:
+    """Give the model embeddings that see through the encryption: on ciphertexts, what it had on decrypted patches.
+
+    The map goes into the weights of the patch embedding, the means of each position into the position embeddings.
+    """
+    embeddings = model.base_model.embeddings
+    weight, positions = embeddings.patch_embeddings.projection.weight, embeddings.position_embeddings
+    old = weight.detach().flatten(1)
+    new = old @ alignment.to_plain.T
+    shift = alignment.plain_mean @ old.T - alignment.cipher_mean @ new.T  # before `old`, a view, is overwritten
+    with torch.no_grad():
+        weight.copy_(new.reshape(weight.shape))
+        positions[:, -len(shift) :] += shift

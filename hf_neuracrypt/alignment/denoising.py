@@ -1,0 +1,78 @@
+"""The last guess: decrypted patches are made to look like plain ones, and the map is fitted to what comes out.
+
+A small network learns, from public images alone, to clean the patch in the middle of a noisy 3 x 3 window: what one
+component of a patch is follows in part from the others, and from the patches around it. Applied to decrypted
+ciphertexts it corrects them towards pictures. A linear map cannot follow each correction, only what they have in
+common, and that is the error of the map.
+"""
+
+import torch
+from torch.nn.functional import gelu
+from tqdm.auto import tqdm
+
+from hf_neuracrypt.alignment.patches import Whitened, middles, windows
+
+
+ROUNDS = 9
+STEPS, BATCH, RATE = 120, 1024, 1e-3  # of training in each round
+BEST, WORST = 0.95, 0.2  # the share of its variance that the first component, and the last, is trusted to get right
+
+
+class Denoiser(torch.nn.Module):
+    """Noisy windows of patches (B, 9 K) -> the patch in the middle of each, without the noise (B, K)."""
+
+    def __init__(self, components: int, width: int = 512):
+        super().__init__()
+        self.linear = torch.nn.Linear(9 * components, components)
+        self.inner = torch.nn.Linear(9 * components, width)
+        self.deeper = torch.nn.Linear(width, width)
+        self.out = torch.nn.Linear(width, components)
+
+    def forward(self, noisy: torch.Tensor) -> torch.Tensor:
+        hidden = gelu(self.inner(noisy))
+        return self.linear(noisy) + self.out(hidden + gelu(self.deeper(hidden)))
+
+
+def denoise(cipher: Whitened, plain: Whitened, start: torch.Tensor, seed: int) -> torch.Tensor:
+    """A better map (K', K) from whitened ciphertext patches to the K leading whitened plain ones than `start` is."""
+    components = start.shape[1]
+    trust = torch.linspace(BEST, WORST, components)
+    clean = plain.values[..., :components]
+    inputs, targets, ours = windows(clean), middles(clean), middles(cipher.values)
+    inverse = torch.linalg.inv(ours.T @ ours / len(ours) + 1e-3 * torch.eye(ours.shape[1]))
+    found = _in_order(start)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        denoiser = Denoiser(components)
+        optimizer = torch.optim.AdamW(denoiser.parameters(), weight_decay=0.02)
+        for number in tqdm(range(ROUNDS), desc="denoising"):
+            _learn(denoiser, optimizer, inputs, targets, trust, 2 * STEPS if number == 0 else STEPS)
+            guess = cipher.values @ found
+            guess = guess / guess.flatten(0, 2).std(0) * trust.sqrt()
+            cleaned = torch.cat([denoiser(part) for part in windows(guess).split(8192)])
+            fitted = inverse @ (ours.T @ (cleaned - cleaned.mean(0)) / len(ours))
+            found = _in_order(found + fitted / fitted.norm(dim=0))
+    return found * trust.sqrt()  # as blurred as it is uncertain
+
+
+@torch.enable_grad()
+def _learn(
+    denoiser: Denoiser, optimizer: torch.optim.Optimizer, inputs: torch.Tensor, targets: torch.Tensor,
+    trust: torch.Tensor, steps: int,
+) -> None:  # fmt: skip
+    """Train on windows as noisy as decrypted ones are taken to be: components of variance `trust`, part of it noise."""
+    keep, noise = trust.repeat(9), (trust * (1 - trust)).sqrt().repeat(9)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = RATE * min(1, 2 * (1 - step / steps))
+        chosen = torch.randint(len(inputs), (BATCH,))
+        rows = inputs[chosen]
+        loss = (denoiser(rows * keep + torch.randn_like(rows) * noise) - targets[chosen]).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+def _in_order(columns: torch.Tensor) -> torch.Tensor:
+    """Orthonormal columns (Gram, Schmidt): the first are known best and stay; others give up what they share."""
+    q, r = torch.linalg.qr(columns)
+    return q * r.diagonal().sign()
