@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from accelerate import FullyShardedDataParallelPlugin
 from accelerate.utils.constants import FSDP_MODEL_NAME
 from huggingface_hub import HfApi, get_token
 from torch.distributed.fsdp import StateDictType
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
 from transformers.modelcard import extract_hyperparameters_from_trainer
 
 from hf_neuracrypt.cards import model_card
@@ -46,19 +47,7 @@ class PublishingTrainer(Trainer):
         self.records, self.dataset_ids, self.base_model = list(records), list(dataset_ids), base_model
         super().__init__(*args, **options)
         if self.is_fsdp_enabled:
-            self._settle_sharding()
-
-    def _settle_sharding(self) -> None:
-        plugin = self.accelerator.state.fsdp_plugin
-        if plugin.fsdp_version != 2 or plugin.state_dict_type != StateDictType.FULL_STATE_DICT:
-            raise NeuraCryptError(
-                "FSDP takes fsdp_version: 2 and fsdp_state_dict_type: FULL_STATE_DICT here, as in "
-                "scripts/accelerate/fsdp.yaml: a model saved in shards is no model"
-            )
-        if plugin.transformer_cls_names_to_wrap is None:
-            # Not all of `_no_split_modules`: accelerate 1.15 would shard a ViT's patch embedding twice, which fails.
-            names = self.model._no_split_modules or []
-            plugin.transformer_cls_names_to_wrap = [name for name in names if not name.endswith("Embeddings")]
+            settle_sharding(self.accelerator.state.fsdp_plugin, self.model)
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Make the repository: private, unless `--hub_private_repo False` says otherwise."""
@@ -142,3 +131,16 @@ def check_output(output_dir: str, hub_token: str | None) -> None:
         raise LeakError(f"there is a key file inside the output: {found}: keep it elsewhere")
     if hub_token:
         raise LeakError("--hub_token would be published in training_args.bin: set HF_TOKEN instead")
+
+
+def settle_sharding(plugin: FullyShardedDataParallelPlugin, model: PreTrainedModel) -> None:
+    """Before FSDP shards the model. Raises NeuraCryptError where checkpoints would be shards, or under FSDP1."""
+    if plugin.fsdp_version != 2 or plugin.state_dict_type != StateDictType.FULL_STATE_DICT:
+        raise NeuraCryptError(
+            "FSDP takes fsdp_version: 2 and fsdp_state_dict_type: FULL_STATE_DICT here, as in "
+            "scripts/accelerate/fsdp.yaml: shards are no model, and nobody could look into them before an upload"
+        )
+    if plugin.transformer_cls_names_to_wrap is None:
+        # Not all of `_no_split_modules`: accelerate 1.15 would shard a ViT's patch embedding twice, which fails.
+        names = model._no_split_modules or []
+        plugin.transformer_cls_names_to_wrap = [name for name in names if not name.endswith("Embeddings")]

@@ -123,6 +123,7 @@ def main(model_args: ModelArguments, data_args: DataArguments, training_args) ->
         trainer.push_to_hub()
     else:
         trainer.create_model_card()
+    trainer.accelerator.end_training()  # ranks that part without a word may abort
     return metrics
 
 

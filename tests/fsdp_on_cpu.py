@@ -12,7 +12,7 @@ from accelerate.state import PartialState
 
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
-import train  # noqa: E402
+import train
 
 
 for flags in sys.argv[1:]:

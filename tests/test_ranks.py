@@ -5,12 +5,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import FullyShardedDataParallelPlugin
 from safetensors.torch import load_file
 from transformers import ViTConfig, ViTForImageClassification, pipeline
 
 from hf_neuracrypt import writer
 from hf_neuracrypt.dataset import make_plan
 from hf_neuracrypt.errors import NeuraCryptError
+from hf_neuracrypt.trainer import settle_sharding
 from tests.conftest import ROOT, TINY_VIT, launch, load_script, make_dataset
 from tests.loopback_hub import LoopbackHub
 
@@ -45,9 +47,10 @@ def start(config: str, program: str, *flags: str, **environment: str) -> None:
 def runs(tmp_path_factory, small_encoder):
     """One process, two ranks with whole models, two with shards; the same images in each step."""
     folder, train = tmp_path_factory.mktemp("ranks"), load_script("train")
-    splits = {"train": make_dataset(128, size=32), "validation": make_dataset(16, size=32, seed=1)}
+    splits = {"train": make_dataset(192, size=32), "validation": make_dataset(16, size=32, seed=1)}
     writer.work(writer.Job(splits, make_plan(splits, small_encoder), folder / "encrypted"))
     make_dataset(64, size=32, seed=2).remove_columns("label").save_to_disk(str(folder / "public"))
+    torch.manual_seed(0)
     ViTForImageClassification(ViTConfig(**TINY_VIT)).save_pretrained(folder / "pretrained")
 
     train.main(*train.parse([write_flags(folder, "one", per_device_train_batch_size=8)]))
@@ -77,6 +80,8 @@ def curve(folder) -> list[float]:
 def test_ranks_learn_what_one_process_with_as_large_a_batch_does(name, runs):
     """From an aligned start, with class weights and accumulation; the best model comes back."""
     one, several = runs.folder / "one", runs.folder / name
+    start, end = (weights(folder)["vit.embeddings.position_embeddings"] for folder in (runs.folder / "pretrained", one))
+    assert (end - start).abs().max() > 0.02  # further than six steps could: the start was aligned
     assert len(curve(one)) == 6 and curve(several) == pytest.approx(curve(one), abs=2e-4)
     assert (several / "checkpoint-6" / "rng_state_1.pth").exists()
     for part in ("", "checkpoint-3", "checkpoint-6"):
@@ -99,6 +104,19 @@ def test_shards_are_continued_and_published_whole(runs):
     checkpoint = {name.removeprefix("last-checkpoint/") for name in files if name.startswith("last-checkpoint/")}
     assert {"model.safetensors", "pytorch_model_fsdp.bin", "optimizer.bin", "rng_state_1.pth"} <= checkpoint
     assert files["model.safetensors"] == (runs.folder / "continued" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"fsdp_version": 2, "state_dict_type": "SHARDED_STATE_DICT"},
+        {"fsdp_version": 1, "state_dict_type": "FULL_STATE_DICT", "sync_module_states": False},
+    ],
+)
+def test_fsdp_that_would_save_no_model_is_refused(options):
+    plugin = FullyShardedDataParallelPlugin(**options)
+    with pytest.raises(NeuraCryptError, match="fsdp_version: 2 and fsdp_state_dict_type: FULL_STATE_DICT"):
+        settle_sharding(plugin, ViTForImageClassification(ViTConfig(**TINY_VIT)))
 
 
 def test_a_checkpoint_of_shards_is_not_continued_without(runs):
