@@ -33,6 +33,12 @@ def folder(tmp_path_factory, small_encoder):
     return folder
 
 
+@pytest.fixture(autouse=True)
+def _no_compiler_left_over(monkeypatch):
+    """--torch_compile sets this variable for the whole process, and for good."""
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "no")
+
+
 def flags_of(folder, output: str, *more: object) -> list:
     base = ["--dataset_name", folder / "encrypted", "--model_name_or_path", folder / "pretrained"]
     base += ["--output_dir", folder / output, "--report_to", "none", "--disable_tqdm", "true", "--use_cpu"]
@@ -145,10 +151,10 @@ def test_one_run_with_everything_switched_on(script, folder, monkeypatch, caplog
     "backend",
     ["aot_eager", pytest.param("inductor", marks=pytest.mark.skipif(not shutil.which("g++"), reason="it needs g++"))],
 )
+@inductor.patch({"cpp.vec_isa_ok": True})  # else it tries all vector instructions first, which takes as long again
 def test_a_compiled_run_learns_the_same_and_continues(backend, script, folder, tmp_path, monkeypatch):
     """torch.compile must not show in what is saved; with accumulation, and an optimiser that is fused."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(inductor, "cpp.vec_isa_ok", True)
     common = ["--per_device_train_batch_size", 8, "--gradient_accumulation_steps", 2, "--save_steps", 5]
     common += ["--num_train_epochs", 2, "--learning_rate", 3e-3, "--logging_steps", 1]
     compiled = ["--torch_compile", "--torch_compile_backend", backend]
