@@ -33,12 +33,6 @@ def folder(tmp_path_factory, small_encoder):
     return folder
 
 
-@pytest.fixture(autouse=True)
-def _no_compiler_left_over(monkeypatch):
-    """--torch_compile sets this variable for the whole process, and for good."""
-    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "no")
-
-
 def flags_of(folder, output: str, *more: object) -> list:
     base = ["--dataset_name", folder / "encrypted", "--model_name_or_path", folder / "pretrained"]
     base += ["--output_dir", folder / output, "--report_to", "none", "--disable_tqdm", "true", "--use_cpu"]
