@@ -29,7 +29,8 @@ MODEL_FILES = (
     "trainer_state.json", "*_results.json", "runs/*/events.out.tfevents.*",
 )  # fmt: skip
 CHECKPOINT_FILES = (
-    *MODEL_FILES, "optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth", "rng_state_*.pth"
+    *MODEL_FILES, "optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth", "rng_state_*.pth",
+    "optimizer.bin", "pytorch_model_fsdp.bin",  # FSDP, whole
 )  # fmt: skip
 ROWS_AT_A_TIME = 1_000
 CHUNK_BYTES, OVERLAP_BYTES = 64_000_000, 4_000  # no trace of a key is longer than the overlap

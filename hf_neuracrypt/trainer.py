@@ -10,12 +10,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from accelerate import FullyShardedDataParallelPlugin
+from accelerate.utils.constants import FSDP_MODEL_NAME
 from huggingface_hub import HfApi, get_token
-from transformers import Trainer
+from torch.distributed.fsdp import StateDictType
+from transformers import PreTrainedModel, Trainer
 from transformers.modelcard import extract_hyperparameters_from_trainer
 
 from hf_neuracrypt.cards import model_card
-from hf_neuracrypt.errors import HubError, LeakError
+from hf_neuracrypt.errors import HubError, LeakError, NeuraCryptError
 from hf_neuracrypt.guard import CHECKPOINT_FILES, MODEL_FILES, Guard, find_key_file
 from hf_neuracrypt.hub import hub_errors
 from hf_neuracrypt.record import Record
@@ -35,6 +38,7 @@ class PublishingTrainer(Trainer):
     Raises:
         LeakError: a key file lies in the output folder, or an access token would be published.
         HubError: the repository cannot be made, or is public although that was not asked for.
+        NeuraCryptError: FSDP of another kind than `scripts/accelerate/fsdp.yaml` says.
     """
 
     def __init__(
@@ -42,6 +46,8 @@ class PublishingTrainer(Trainer):
     ):
         self.records, self.dataset_ids, self.base_model = list(records), list(dataset_ids), base_model
         super().__init__(*args, **options)
+        if self.is_fsdp_enabled:
+            settle_sharding(self.accelerator.state.fsdp_plugin, self.model)
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Make the repository: private, unless `--hub_private_repo False` says otherwise."""
@@ -91,7 +97,11 @@ class PublishingTrainer(Trainer):
             super()._push_from_checkpoint(checkpoint_folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        if (saved_so := (Path(resume_from_checkpoint) / f"{FSDP_MODEL_NAME}.bin").exists()) != self.is_fsdp_enabled:
+            raise NeuraCryptError(
+                f"{resume_from_checkpoint} was saved with{'' if saved_so else 'out'} FSDP: continue it in the same way"
+            )
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:  # their files have the model's own names
             return super()._load_from_checkpoint(resume_from_checkpoint, model)
         self._load_weights(resume_from_checkpoint)
 
@@ -121,3 +131,16 @@ def check_output(output_dir: str, hub_token: str | None) -> None:
         raise LeakError(f"there is a key file inside the output: {found}: keep it elsewhere")
     if hub_token:
         raise LeakError("--hub_token would be published in training_args.bin: set HF_TOKEN instead")
+
+
+def settle_sharding(plugin: FullyShardedDataParallelPlugin, model: PreTrainedModel) -> None:
+    """Before FSDP shards the model. Raises NeuraCryptError where checkpoints would be shards, or under FSDP1."""
+    if plugin.fsdp_version != 2 or plugin.state_dict_type != StateDictType.FULL_STATE_DICT:
+        raise NeuraCryptError(
+            "FSDP takes fsdp_version: 2 and fsdp_state_dict_type: FULL_STATE_DICT here, as in "
+            "scripts/accelerate/fsdp.yaml: shards are no model, and nobody could look into them before an upload"
+        )
+    if plugin.transformer_cls_names_to_wrap is None:
+        # Not all of `_no_split_modules`: accelerate 1.15 would shard a ViT's patch embedding twice, which fails.
+        names = model._no_split_modules or []
+        plugin.transformer_cls_names_to_wrap = [name for name in names if not name.endswith("Embeddings")]

@@ -57,6 +57,7 @@ class DataArguments:
 def main(model_args: ModelArguments, data_args: DataArguments, training_args) -> dict[str, float]:
     """Train, save, evaluate; returns the last metrics."""
     import torch
+    from accelerate.utils import broadcast_object_list
     from transformers import EarlyStoppingCallback, set_seed
 
     from hf_neuracrypt import recipes, training
@@ -84,7 +85,9 @@ def main(model_args: ModelArguments, data_args: DataArguments, training_args) ->
     if model_args.public_images and len(records) > 1:
         raise NeuraCryptError("--public_images align the images of one key: these have several")
     if model_args.public_images and checkpoint is None:
-        recipes.aligned_start(model, train_split, splits.columns, model_args.public_images, training_args.seed)
+        if training_args.process_index == 0:
+            recipes.aligned_start(model, train_split, splits.columns, model_args.public_images, training_args.seed)
+        model.load_state_dict(broadcast_object_list([model.state_dict()])[0])  # all start where rank 0 does
     loss = None
     if model_args.class_weights:
         loss = recipes.balanced_loss(list(train_split[splits.columns.label]), len(splits.label_names))
@@ -120,6 +123,7 @@ def main(model_args: ModelArguments, data_args: DataArguments, training_args) ->
         trainer.push_to_hub()
     else:
         trainer.create_model_card()
+    trainer.accelerator.end_training()  # ranks that part without a word may abort
     return metrics
 
 

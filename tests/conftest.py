@@ -148,11 +148,11 @@ def load_script(name: str):
         sys.path.remove(str(ROOT / "scripts"))
 
 
-def launch(program: str, *words: object) -> subprocess.CompletedProcess:
+def launch(program: str, *words: object, **environment: str) -> subprocess.CompletedProcess:
     """Run a launcher that is installed beside Python: torchrun, accelerate."""
     return subprocess.run(
         [str(Path(sys.executable).parent / program), *map(str, words)], capture_output=True, text=True, timeout=300,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment,
     )  # fmt: skip
 
 
