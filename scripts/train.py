@@ -123,7 +123,6 @@ def main(model_args: ModelArguments, data_args: DataArguments, training_args) ->
         trainer.push_to_hub()
     else:
         trainer.create_model_card()
-    trainer.accelerator.end_training()  # ranks that part without a word may abort
     return metrics
 
 
@@ -227,3 +226,6 @@ def parse(arguments: list[str]) -> tuple:
 if __name__ == "__main__":
     with one_line_errors():
         main(*parse(sys.argv[1:]))
+        from accelerate import PartialState
+
+        PartialState().destroy_process_group()  # ranks that part without a word may abort

@@ -19,3 +19,4 @@ for flags in sys.argv[1:]:
     parsed = train.parse([flags])  # makes the process group, on the CPU
     PartialState().distributed_type = DistributedType.MULTI_GPU
     train.main(*parsed)
+PartialState().destroy_process_group()
