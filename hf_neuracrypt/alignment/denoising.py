@@ -52,7 +52,7 @@ def denoise(cipher: Whitened, plain: Whitened, start: torch.Tensor, seed: int) -
             cleaned = torch.cat([denoiser(part) for part in windows(guess).split(8192)])
             fitted = inverse @ (ours.T @ (cleaned - cleaned.mean(0)) / len(ours))
             found = _in_order(found + fitted / fitted.norm(dim=0))
-    return found * trust.sqrt()  # as blurred as it is uncertain
+    return found * trust  # as blurred as it is uncertain
 
 
 @torch.enable_grad()
