@@ -46,7 +46,7 @@ def one_line_errors() -> Iterator[None]:
     except NeuraCryptError as error:
         fail(str(error), 2)
     except KeyboardInterrupt:
-        fail("interrupted; the same command again continues where it stopped", 130)
+        fail("interrupted; the same command again goes on from what was finished", 130)
     except OSError as error:
         fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 2)
 

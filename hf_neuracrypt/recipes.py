@@ -13,7 +13,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from hf_neuracrypt import alignment
-from hf_neuracrypt.dataset import Columns, find_columns
+from hf_neuracrypt.columns import Columns, find_columns
 from hf_neuracrypt.errors import DatasetError, NeuraCryptError
 from hf_neuracrypt.sources import load_source, stored_record
 from hf_neuracrypt.training import Collator, undecoded

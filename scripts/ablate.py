@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 
 from hf_neuracrypt import EncoderConfig, SecretKey, load_encoder
 from hf_neuracrypt.alignment import Alignment, align, fold, to_patches
-from hf_neuracrypt.dataset import find_columns
+from hf_neuracrypt.columns import find_columns
 from hf_neuracrypt.errors import one_line_errors
 from hf_neuracrypt.images import make_views, prepare
 from hf_neuracrypt.recipes import EMBEDDING_FACTOR, PROBED, RECIPES, probe

@@ -33,8 +33,8 @@ from hf_neuracrypt.audit.matching import matching
 from hf_neuracrypt.audit.pairs import BLOCK_MOVING_SCHEMES, Pairs, cut, join
 from hf_neuracrypt.audit.puzzles import candidates, jigsaw, put_back
 from hf_neuracrypt.audit.redraw import ridge
+from hf_neuracrypt.columns import find_columns
 from hf_neuracrypt.configuration import PublicConfig
-from hf_neuracrypt.dataset import find_columns
 from hf_neuracrypt.errors import NeuraCryptError, one_line_errors
 from hf_neuracrypt.images import prepare
 from hf_neuracrypt.schemes import make_config

@@ -14,7 +14,8 @@ from hf_neuracrypt.alignment.patches import Whitened, middles, windows
 
 
 ROUNDS = 9
-STEPS, BATCH, RATE = 120, 1024, 1e-3  # of training in each round
+STEPS, BATCH, RATE = 120, 1024, 1e-3  # of training in each round, twice as many in the first
+PASSES = 10  # over all windows in a round, at most: few images are soon learned by heart
 BEST, WORST = 0.95, 0.2  # the share of its variance that the first component, and the last, is trusted to get right
 
 
@@ -33,6 +34,7 @@ class Denoiser(torch.nn.Module):
         return self.linear(noisy) + self.out(hidden + gelu(self.deeper(hidden)))
 
 
+@torch.no_grad()
 def denoise(cipher: Whitened, plain: Whitened, start: torch.Tensor, seed: int) -> torch.Tensor:
     """A better map (K', K) from whitened ciphertext patches to the K leading whitened plain ones than `start` is."""
     components = start.shape[1]
@@ -40,13 +42,13 @@ def denoise(cipher: Whitened, plain: Whitened, start: torch.Tensor, seed: int) -
     clean = plain.values[..., :components]
     inputs, targets, ours = windows(clean), middles(clean), middles(cipher.values)
     inverse = torch.linalg.inv(ours.T @ ours / len(ours) + 1e-3 * torch.eye(ours.shape[1]))
-    found = _in_order(start)
+    found, steps = _in_order(start), min(STEPS, 1 + PASSES * len(inputs) // BATCH)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         denoiser = Denoiser(components)
         optimizer = torch.optim.AdamW(denoiser.parameters(), weight_decay=0.02)
         for number in tqdm(range(ROUNDS), desc="denoising"):
-            _learn(denoiser, optimizer, inputs, targets, trust, 2 * STEPS if number == 0 else STEPS)
+            _learn(denoiser, optimizer, inputs, targets, trust, 2 * steps if number == 0 else steps)
             guess = cipher.values @ found
             guess = guess / guess.flatten(0, 2).std(0) * trust.sqrt()
             cleaned = torch.cat([denoiser(part) for part in windows(guess).split(8192)])
