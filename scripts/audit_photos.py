@@ -1,6 +1,6 @@
 """The figures of .github/SECURITY.md: photos of scikit-image, encrypted under a new key and audited as an owner would.
 
-python scripts/audit_photos.py --output audit-photos/
+python scripts/audit_photos.py --output audit-photos/ --deep
 
 It writes the plain crops, the encrypted folder, the key and the report there, and prints the table. Figures differ
 a little from key to key.
@@ -58,6 +58,13 @@ def table(rows: dict) -> str:
         f"| silhouettes of repeated patches | ciphertexts | overlap (IoU) with the true ones "
         f"{figures['duplicates']['silhouette_iou'] or 0:.2f} | |",
     ]  # fmt: skip
+    for name, attack, holds in (
+        ("unpaired", "redrawing by statistics", "ciphertexts and similar images, no pairs"),
+        ("deep", "redrawing by a network", "the same, and keys of their own"),
+    ):
+        if name in figures and "psnr" in (found := figures[name]):
+            redrawn, mean = (f"{found[f'{p}psnr']:.1f} dB, SSIM {found[f'{p}ssim']:.2f}" for p in ("", "mean_image_"))
+            lines.append(f"| {attack} | {holds} | {redrawn} | {mean} (mean image) |")
     return "\n".join(lines)
 
 
@@ -66,6 +73,7 @@ def main() -> None:
     parser.add_argument("--output", required=True, type=Path, help="new folder; it shows plain images")
     parser.add_argument("--images", type=int, default=512)
     parser.add_argument("--image_size", type=int, default=224)
+    parser.add_argument("--deep", action="store_true", help="also the attacks that train networks")
     args = parser.parse_args()
     from hf_neuracrypt.audit.attacks import run_audit
     from hf_neuracrypt.audit.report import write_report
@@ -81,7 +89,7 @@ def main() -> None:
     key.save(args.output / "photos.key")
     encrypted = args.output / "encrypted"
     encrypt_source(str(args.output / "plain"), EncoderConfig(image_size=args.image_size), key, encrypted)
-    audit = run_audit(encrypted, str(args.output / "plain"), key)
+    audit = run_audit(encrypted, str(args.output / "plain"), key, train=args.deep)
     write_report(audit, args.output / "report")
     print(table({row.name: row for row in audit.rows}))
     print(f"{audit.seconds:.0f} s")

@@ -280,6 +280,15 @@ def key_id(path):
 # ------------------------------------------------------------------------------------------------------------- audits
 
 
+def scenes(count: int, seed: int) -> torch.Tensor:
+    """Smooth colour images (count, 3, 48, 48) in [-1, 1], skewed as photos are: mostly dark, channels correlated."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(count, 3, 9, 9, generator=generator)
+    noise = noise @ torch.diag(torch.linspace(0.8, 1.2, 9)) + 1.2 * noise[:, :1]
+    smooth = torch.nn.functional.interpolate(noise, 48, mode="bicubic")
+    return (smooth.exp() * 0.12).clamp(max=2) - 1
+
+
 def crops(names: tuple[str, ...], count: int, size: int, seed: int = 0) -> np.ndarray:
     """Crops of scikit-image's photos at native resolution: uint8 (count, 3, size, size)."""
     from skimage import data

@@ -9,19 +9,10 @@ from hf_neuracrypt.alignment import Alignment, align, fold, to_patches
 from hf_neuracrypt.alignment.denoising import denoise
 from hf_neuracrypt.alignment.patches import Whitened
 from hf_neuracrypt.errors import NeuraCryptError
-from tests.conftest import TINY_VIT
+from tests.conftest import TINY_VIT, scenes
 
 
 PATCH = 8
-
-
-def scenes(count: int, seed: int) -> torch.Tensor:
-    """Smooth colour images (count, 3, 48, 48) in [-1, 1], skewed as photos are: mostly dark, channels correlated."""
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(count, 3, 9, 9, generator=generator)
-    noise = noise @ torch.diag(torch.linspace(0.8, 1.2, 9)) + 1.2 * noise[:, :1]
-    smooth = torch.nn.functional.interpolate(noise, 48, mode="bicubic")
-    return (smooth.exp() * 0.12).clamp(max=2) - 1
 
 
 def explained(found: Alignment, plain: torch.Tensor, cipher: torch.Tensor) -> float:

@@ -12,10 +12,11 @@ from hf_neuracrypt.audit.matching import matching, shuffle
 from hf_neuracrypt.audit.pairs import Pairs
 from hf_neuracrypt.audit.puzzles import candidates, jigsaw
 from hf_neuracrypt.audit.redraw import perceptron, redraw, ridge
+from hf_neuracrypt.audit.unpaired import unpaired
 from hf_neuracrypt.configuration import EncoderConfig
 from hf_neuracrypt.encoders import load_encoder
 from hf_neuracrypt.schemes import make_config
-from tests.conftest import SMALL, crops, make_images
+from tests.conftest import SMALL, crops, make_images, scenes
 
 
 pytest.importorskip("skimage")
@@ -168,3 +169,17 @@ def test_a_network_learns_what_is_the_same_under_all_keys(scheme, small, monkeyp
     monkeypatch.setattr(deep, "encrypt_in_place", lambda encoder, images: images)
     row, redrawn = inverse_network(Pairs(config, small, small), np.arange(8), 0, keys=30)
     assert row.grade == "leaks" and quality(small[:8], redrawn)[0] == row.figures["psnr"], row
+
+
+def test_images_are_redrawn_without_a_pair(insecure_key):
+    """What is seen through is graded so, noise is not; for other schemes, and a handful of images, it says so."""
+    images = ((scenes(600, 1) + 1) * 127.5).byte().numpy()
+    config = EncoderConfig(image_size=48, patch_size=8, width=192, depth=2)
+    encrypted = load_encoder(config, insecure_key).encrypt(torch.from_numpy(images)).numpy()
+    row, redrawn = unpaired(Pairs(config, images, encrypted), np.arange(8), 0)
+    assert row.grade == "leaks" and quality(images[:8], redrawn)[0] == row.figures["psnr"], row
+    noise = np.random.default_rng(0).integers(0, 256, images[:100].shape, np.uint8)
+    assert unpaired(Pairs(config, images[:100], noise), np.arange(8), 0)[0].grade == "near chance"
+    few = unpaired(Pairs(config, images[:60], noise[:60]), np.arange(8), 0)
+    other = unpaired(Pairs(make_config("le", {"image_size": 48}), images[:100], noise), np.arange(8), 0)
+    assert few[0].grade == other[0].grade == "not applicable" and few[1] is other[1] is None

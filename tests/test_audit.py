@@ -128,7 +128,7 @@ def test_two_runs_say_the_same_and_a_card_shows_it(work, reported, tmp_path):
         "metadata",
         "key",
     ]
-    assert {row["name"] for row in one["rows"]} == set(ROWS) - {"deep"}
+    assert {row["name"] for row in one["rows"]} == set(ROWS) - {"deep", "unpaired"}
     grades = {row["name"]: row["grade"] for row in one["rows"]}
     assert grades["metadata"] == grades["key"] == "nothing found" and grades["labels"] == grades["order"] == "leaks"
     page = (reported / "audit.html").read_text()
@@ -165,11 +165,11 @@ def test_without_its_libraries_the_audit_says_what_to_install(work, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_deep_adds_a_row_and_a_picture(work, monkeypatch):
+def test_deep_adds_rows_and_a_picture(work, monkeypatch):
     monkeypatch.setattr(deep, "KEYS", 2)
     key = SecretKey.load(work / "one.key")
     audit = run_audit(work / "encrypted", str(work / "plain"), key, train=True)
-    assert audit.rows[-1].name == "deep" and audit.rows[-1].figures["keys"] == 2
+    assert [row.name for row in audit.rows[-2:]] == ["unpaired", "deep"] and audit.rows[-1].figures["keys"] == 2
     assert audit.pictures.redrawn["network, other keys"].shape == (len(audit.pictures.shown), 3, 32, 32)
 
 

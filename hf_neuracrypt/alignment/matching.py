@@ -10,7 +10,8 @@ from hf_neuracrypt.alignment.patches import Whitened, middles, windows
 
 
 ROUNDS = 5  # more of them drift
-MATCHED = 240, 640  # images whose windows are matched, of ciphertexts and public ones
+IMAGES = 240, 640  # drawn in each round, of ciphertexts and public ones
+WINDOWS = 6_000, 16_000  # of those that are matched: their distances take 0.4 GB
 
 
 def match_windows(cipher: Whitened, plain: Whitened, start: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -21,10 +22,10 @@ def match_windows(cipher: Whitened, plain: Whitened, start: torch.Tensor, genera
     for _ in tqdm(range(ROUNDS), desc="matching windows"):
         ours, theirs = (
             each.values[torch.randperm(len(each.values), generator=generator)[:count]]
-            for each, count in zip((cipher, plain), MATCHED)
+            for each, count in zip((cipher, plain), IMAGES)
         )
         weight = trust * (plain.scale / plain.scale[0]).sqrt()
-        a, b = _matches(ours, theirs, found, weight)
+        a, b = _matches(ours, theirs, found, weight, generator)
         cross, gram = (sum(x.T @ y / len(x) for x, y in zip(a, other)) for other in (b, a))
         fitted = torch.linalg.solve(gram + 0.3 * torch.eye(len(gram)), cross)
         # A fit to wrong matches shrinks. The best predicted component shows by how much; a common factor undoes it.
@@ -35,7 +36,7 @@ def match_windows(cipher: Whitened, plain: Whitened, start: torch.Tensor, genera
 
 
 def _matches(
-    ours: torch.Tensor, theirs: torch.Tensor, found: torch.Tensor, weight: torch.Tensor
+    ours: torch.Tensor, theirs: torch.Tensor, found: torch.Tensor, weight: torch.Tensor, generator: torch.Generator
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Middles of ciphertext windows and of public ones, row by row alike: the nearest public window of each
     ciphertext window, then the other way round."""
@@ -43,7 +44,13 @@ def _matches(
     used = (weight > weight.max() * 0.01).nonzero()[:24, 0]
     x = windows((guess / (guess.flatten(0, 2).std(0) + 1e-6) * weight)[..., used])
     y = windows((theirs * weight)[..., used])
+    a, b = middles(ours), middles(theirs)
+    if len(x) > WINDOWS[0]:
+        drawn = torch.randperm(len(x), generator=generator)[: WINDOWS[0]]
+        x, a = x[drawn], a[drawn]
+    if len(y) > WINDOWS[1]:
+        drawn = torch.randperm(len(y), generator=generator)[: WINDOWS[1]]
+        y, b = y[drawn], b[drawn]
     inner = (x.bfloat16() @ y.bfloat16().T).float()  # bfloat16: neighbours, not distances, matter
     distance = x.square().sum(1)[:, None] + y.square().sum(1) - 2 * inner
-    a, b = middles(ours), middles(theirs)
     return [a, a[distance.argmin(0)]], [b[distance.argmin(1)], b]

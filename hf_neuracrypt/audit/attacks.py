@@ -17,7 +17,7 @@ from hf_neuracrypt.errors import NeuraCryptError
 
 
 try:
-    from hf_neuracrypt.audit import ciphertext, deep, folder, known, matching, puzzles
+    from hf_neuracrypt.audit import ciphertext, deep, folder, known, matching, puzzles, unpaired
 except ModuleNotFoundError as error:
     if error.name.split(".")[0] not in ("skimage", "scipy"):
         raise
@@ -80,7 +80,7 @@ def run_audit(
         max_images: how many images to look at; fewer if they are large.
         seed: draws them, and which are known.
         image_column: as given to `encrypt`.
-        train: also train an inverse network on keys of the attacker's own, which takes minutes (`--deep`).
+        train: also the attacks that train networks, which takes minutes (`--deep`).
 
     Raises:
         KeyMismatchError: another key's folder.
@@ -137,6 +137,10 @@ def attack(pairs: Pairs, encoder: Encoder, seed: int = 0, train: bool = False) -
     if decrypted is not None:
         redrawn["chosen images"] = decrypted[shown]
     if train:
+        row, aligned = unpaired.unpaired(pairs, shown, seed)
+        rows.append(row)
+        if aligned is not None:
+            redrawn["ciphertexts and other images"] = aligned
         row, redrawn["network, other keys"] = deep.inverse_network(pairs, shown, seed, deep.KEYS)
         rows.append(row)
     return rows, Pictures(shown, redrawn)

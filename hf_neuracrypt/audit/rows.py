@@ -58,6 +58,10 @@ ROWS: dict[str, tuple[str, str, str]] = {
         "Chosen plaintext", "an encrypt-anything service",
         "bytes of other images recovered exactly, leaks: above 50 %; weak: above 10 %",
     ),
+    "unpaired": (
+        "Redrawn without pairs (--deep)", "ciphertexts, and other images of the same kind",
+        "images redrawn better than their mean, leaks: by 3 dB; weak: by 1 dB",
+    ),
     "deep": (
         "Inverse network (--deep)", "ciphertexts, and similar images encrypted under keys of their own",
         "images redrawn better than their mean, leaks: by 3 dB; weak: by 1 dB",

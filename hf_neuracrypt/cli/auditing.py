@@ -21,7 +21,10 @@ def audit(
     ] = 0,
     image_column: ImageColumn = None,
     deep: Annotated[
-        bool, typer.Option("--deep", help="Also train a network on an attacker's own keys: minutes more.")
+        bool,
+        typer.Option(
+            "--deep", help="Also the attacks that train networks: without a pair, on keys of their own. Minutes more."
+        ),
     ] = False,
 ) -> None:
     """Run the known attacks on an encrypted dataset.
