@@ -25,6 +25,7 @@ NOT_RUN = {
     "pip install": "needs a package index",
     "hf-neuracrypt predict --endpoint": "needs a server: test_remote.py has one on loopback",
     "# several processes": "many processes, GPUs or nodes: test_scripts.py runs the launchers, small",
+    "accelerate launch --config_file": "several GPUs: test_ranks.py runs both files with two processes",
 }
 INSTEAD = {
     "google/vit-base-patch16-224-in21k": "pretrained/",  # a tiny ViT, instead of a download

@@ -127,7 +127,7 @@ def test_every_option_exists():
     lines, known = command_lines(), {}
     assert len(lines) >= 20
     for words in lines:
-        script = next((word for word in words if word.startswith("scripts/")), None)
+        script = next((word for word in words if word.startswith("scripts/") and word.endswith(".py")), None)
         first = words.index(script) if script else words.index("hf-neuracrypt")
         program = (script, words[first + 1] if script is None else "")
         options = known.setdefault(program, known_options(*program))
