@@ -6,6 +6,7 @@ import resource
 import statistics
 import time
 
+import numpy as np
 import torch
 from benchmark_jobs import photos
 from datasets import Dataset, Features, Image, Value
@@ -58,7 +59,7 @@ def sources(rows: int, size: int) -> dict[str, tuple[Dataset, object]]:
     config, plain = EncoderConfig(image_size=size), photos(rows)
     resized = [prepare(row["image"], config) for row in plain]
     encoder = load_encoder(config, SecretKey.generate())
-    batch = torch.stack([torch.from_numpy(image).permute(2, 0, 1) for image in resized])
+    batch = torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2)
     encrypted = torch.cat([encoder.encrypt(part) for part in batch.split(64)]).permute(0, 2, 3, 1).numpy()
     collator = Collator(COLUMNS, size)
     return {
