@@ -44,13 +44,16 @@ def _matches(
     used = (weight > weight.max() * 0.01).nonzero()[:24, 0]
     x = windows((guess / (guess.flatten(0, 2).std(0) + 1e-6) * weight)[..., used])
     y = windows((theirs * weight)[..., used])
-    a, b = middles(ours), middles(theirs)
-    if len(x) > WINDOWS[0]:
-        drawn = torch.randperm(len(x), generator=generator)[: WINDOWS[0]]
-        x, a = x[drawn], a[drawn]
-    if len(y) > WINDOWS[1]:
-        drawn = torch.randperm(len(y), generator=generator)[: WINDOWS[1]]
-        y, b = y[drawn], b[drawn]
+    x, a = _drawn(x, middles(ours), WINDOWS[0], generator)
+    y, b = _drawn(y, middles(theirs), WINDOWS[1], generator)
     inner = (x.bfloat16() @ y.bfloat16().T).float()  # bfloat16: neighbours, not distances, matter
     distance = x.square().sum(1)[:, None] + y.square().sum(1) - 2 * inner
     return [a, a[distance.argmin(0)]], [b[distance.argmin(1)], b]
+
+
+def _drawn(
+    rows: torch.Tensor, others: torch.Tensor, count: int, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """At most `count` rows, and the same ones of the others."""
+    chosen = torch.randperm(len(rows), generator=generator)[:count] if len(rows) > count else slice(None)
+    return rows[chosen], others[chosen]
