@@ -29,6 +29,7 @@ from tqdm.auto import tqdm
 from hf_neuracrypt import EncoderConfig, SecretKey, load_encoder
 from hf_neuracrypt.alignment import Alignment, align, fold, to_patches
 from hf_neuracrypt.columns import find_columns
+from hf_neuracrypt.encoders.base import Encoder
 from hf_neuracrypt.errors import one_line_errors
 from hf_neuracrypt.images import make_views, prepare
 from hf_neuracrypt.recipes import EMBEDDING_FACTOR, PROBED, RECIPES, probe
@@ -117,8 +118,7 @@ class Data:
         self.plain, self.labels = self._read("train", 0, args.train)
         self.plain_test, self.test_labels = self._read("test", 0, args.test)
         self.cipher, self.cipher_test = self.encrypt(self.plain), self.encrypt(self.plain_test)
-        other = load_encoder(self.config, SecretKey.generate())
-        self.other_test = torch.cat([other.encrypt(part) for part in self.plain_test.split(64)])
+        self.other_test = self.encrypt(self.plain_test, load_encoder(self.config, SecretKey.generate()))
         self.args = args
 
     def _read(self, split: str, start: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -127,8 +127,9 @@ class Data:
         images = np.stack([prepare(image, self.config) for image in rows[columns.image]])
         return torch.from_numpy(images).permute(0, 3, 1, 2), torch.tensor(rows[columns.label])
 
-    def encrypt(self, images: torch.Tensor) -> torch.Tensor:
-        return torch.cat([self.encoder.encrypt(part) for part in images.split(64)])
+    def encrypt(self, images: torch.Tensor, encoder: Encoder | None = None) -> torch.Tensor:
+        """Under the key of all rows, or by another encoder."""
+        return torch.cat([(encoder or self.encoder).encrypt(part) for part in images.split(64)])
 
     def public(self, kind: str) -> torch.Tensor:
         if kind == "photos":

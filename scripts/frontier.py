@@ -233,9 +233,7 @@ def draw(results: list[dict], path: Path) -> None:
     for axes, names in ((panels[0], list(reversed(photos))), (panels[1], [])):
         axes.set_yticks(range(len(names)), names)
     panels[0].set_xlabel("re-identified without pairs\n(dot: before refinement)")
-    panels[1].set_xlabel(
-        f"PSNR of photos redrawn from 16 pairs, dB\n(dot: mean image; {BEST_PSNR}: or more)", color=charts.INK
-    )
+    panels[1].set_xlabel(f"PSNR of photos redrawn from 16 pairs, dB\n(dot: mean image; {BEST_PSNR}: or more)")
     for title in photos.keys() & accuracies.keys() if accuracies else ():
         place = min(photos[title]["psnr_16"], BEST_PSNR), accuracies[title]
         panels[2].plot(*place, "o", color=charts.BLUE)

@@ -26,10 +26,11 @@ from hf_neuracrypt.alignment.patches import Whitened, to_patches
 from hf_neuracrypt.errors import NeuraCryptError
 
 
-__all__ = ["MAX_PATCHES", "Alignment", "align", "fold", "to_patches"]
+__all__ = ["MAX_PATCHES", "MIN_GRID", "MIN_IMAGES", "Alignment", "align", "fold", "to_patches"]
 
 
 PLAIN_COMPONENTS, CIPHER_COMPONENTS = 64, 256
+MIN_IMAGES, MIN_GRID = 32, 3  # on either side; patches in a row of an image
 LEADING = 32  # components that moments and the denoiser look at
 MAX_PATCHES = 200_000  # on either side: 4,000 images of 49 patches, 1.6 GB of float32 for both
 
@@ -67,8 +68,11 @@ def align(cipher: torch.Tensor, public: torch.Tensor, patch_size: int, seed: int
     Raises:
         NeuraCryptError: too few images, or too few patches in an image, to tell anything from.
     """
-    if min(len(cipher), len(public)) < 32 or cipher.shape[-1] < 3 * patch_size:
-        raise NeuraCryptError("an aligned start needs 32 ciphertexts and 32 public images of at least 3 x 3 patches")
+    if min(len(cipher), len(public)) < MIN_IMAGES or cipher.shape[-1] < MIN_GRID * patch_size:
+        raise NeuraCryptError(
+            f"an aligned start needs {MIN_IMAGES} ciphertexts and {MIN_IMAGES} public images of at least "
+            f"{MIN_GRID} x {MIN_GRID} patches"
+        )
     generator = torch.Generator().manual_seed(seed)
     plain = Whitened(to_patches(public, patch_size), PLAIN_COMPONENTS)
     hidden = Whitened(to_patches(cipher, patch_size), CIPHER_COMPONENTS)

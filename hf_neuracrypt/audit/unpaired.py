@@ -6,13 +6,10 @@ Half of the owner's images stand for pictures of the same kind that an attacker 
 import numpy as np
 import torch
 
-from hf_neuracrypt.alignment import MAX_PATCHES, align
+from hf_neuracrypt.alignment import MAX_PATCHES, MIN_GRID, MIN_IMAGES, align
 from hf_neuracrypt.audit.known import quality
 from hf_neuracrypt.audit.pairs import PERMUTATION_SCHEMES, Pairs, join
 from hf_neuracrypt.audit.rows import NOT_APPLICABLE, Row, grade
-
-
-MIN_IMAGES, MIN_GRID = 32, 3  # on either side; patches in a row: what `align` asks for
 
 
 def unpaired(pairs: Pairs, held_out: np.ndarray, seed: int) -> tuple[Row, np.ndarray | None]:
