@@ -1,7 +1,8 @@
 """hf_neuracrypt: encrypt image datasets with a secret key, and train a stock Vision Transformer on the ciphertexts.
 
-The public names are `SecretKey`, `EncoderConfig`, `load_encoder`, `encrypt_dataset` and `EncryptTransform`; they are
-imported when first used, so that `import hf_neuracrypt` and `hf-neuracrypt --help` do not wait for torch.
+The public names are `SecretKey`, `EncoderConfig`, `load_encoder`, `encrypt_dataset`, `EncryptTransform` and
+`Classifier`; they are imported when first used, so that `import hf_neuracrypt` and `hf-neuracrypt --help` do not wait
+for torch.
 """
 
 import importlib
@@ -11,23 +12,24 @@ from hf_neuracrypt.errors import NeuraCryptError
 
 
 if TYPE_CHECKING:
-    from hf_neuracrypt.configuration import EncoderConfig
-    from hf_neuracrypt.dataset import encrypt_dataset
+    from hf_neuracrypt.data.dataset import EncryptTransform, encrypt_dataset
     from hf_neuracrypt.encoders import load_encoder
     from hf_neuracrypt.keys import SecretKey
-    from hf_neuracrypt.transform import EncryptTransform
+    from hf_neuracrypt.prediction.classifier import Classifier
+    from hf_neuracrypt.schemes import EncoderConfig
 
 __version__ = "0.1.0"
 __all__ = [
-    "EncoderConfig", "EncryptTransform", "NeuraCryptError", "SecretKey", "__version__", "encrypt_dataset",
+    "Classifier", "EncoderConfig", "EncryptTransform", "NeuraCryptError", "SecretKey", "__version__", "encrypt_dataset",
     "load_encoder",
 ]  # fmt: skip
 
 _HOMES = {
-    "EncoderConfig": "configuration",
-    "EncryptTransform": "transform",
+    "Classifier": "prediction.classifier",
+    "EncoderConfig": "schemes",
+    "EncryptTransform": "data.dataset",
     "SecretKey": "keys",
-    "encrypt_dataset": "dataset",
+    "encrypt_dataset": "data.dataset",
     "load_encoder": "encoders",
 }
 
@@ -36,7 +38,7 @@ def __dir__() -> list[str]:
     return __all__
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'hf_neuracrypt' has no attribute {name!r}")
     return getattr(importlib.import_module(f"hf_neuracrypt.{_HOMES[name]}"), name)

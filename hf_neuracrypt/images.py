@@ -1,5 +1,7 @@
 """Any image a user has -> uint8 RGB of the right size, with its metadata gone; an encrypted array -> PNG bytes.
 
+Arrays are channels first, (3, S, S), here and everywhere else.
+
 Notable decisions
 - EXIF orientation is applied, then only pixels go on: EXIF, ICC profiles, comments and file names never do.
 - 16-bit images are scaled, not clipped; transparent pixels are composited on the config's background (what an editor
@@ -23,8 +25,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 
-from hf_neuracrypt.configuration import PublicConfig
 from hf_neuracrypt.errors import ImageError
+from hf_neuracrypt.schemes import SchemeConfig
 
 
 # Pillow can open some 40 formats; every decoder more is a way in for a hostile file. These are what cameras, scanners,
@@ -36,8 +38,8 @@ ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
 SIXTEEN_BIT_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 
 
-def prepare(source: object, config: PublicConfig) -> np.ndarray:
-    """A user's image, ready to be encrypted: uint8 RGB (image_size, image_size, 3).
+def prepare(source: object, config: SchemeConfig) -> np.ndarray:
+    """A user's image, ready to be encrypted: uint8 RGB (3, image_size, image_size).
 
     Args:
         source: what `datasets` and people have: a PIL image, a path, encoded bytes, `{"bytes": …, "path": …}`, or an
@@ -51,27 +53,27 @@ def prepare(source: object, config: PublicConfig) -> np.ndarray:
     size = (config.image_size, config.image_size)
     if image.size != size:
         image = image.resize(size, Image.Resampling.BILINEAR)
-    return np.asarray(image)
+    return np.asarray(image).transpose(2, 0, 1)
 
 
 def make_views(image: np.ndarray, count: int, flip: bool = False) -> list[np.ndarray]:
     """The image, and versions of it to learn from: moved by up to an eighth of its side, and some of them mirrored.
 
     Args:
-        image: uint8 RGB (S, S, 3), from `prepare`.
+        image: uint8 RGB (3, S, S), from `prepare`.
         count: how many, the image itself among them; it is the first.
         flip: half of the others are mirrored, left to right: wrong for digits, text, and sides of a body.
 
     Returns:
         uint8 arrays of the image's shape; what an edge leaves empty is reflected.
     """
-    size, reach = image.shape[0], image.shape[0] // 8
-    chance = hashlib.shake_256(image.tobytes()).digest(3 * count)
-    padded, views = np.pad(image, ((reach, reach), (reach, reach), (0, 0)), "reflect"), [image]
+    size, reach = image.shape[1], image.shape[1] // 8
+    chance = hashlib.shake_256(image.transpose(1, 2, 0).tobytes()).digest(3 * count)  # of rows of RGB pixels
+    padded, views = np.pad(image, ((0, 0), (reach, reach), (reach, reach)), "reflect"), [image]
     for top, left, side in zip(*(chance[start : 3 * (count - 1) : 3] for start in range(3))):
         top, left = (value * (2 * reach + 1) >> 8 for value in (top, left))
-        view = padded[top : top + size, left : left + size]
-        views.append(view[:, ::-1] if flip and side % 2 else view)
+        view = padded[:, top : top + size, left : left + size]
+        views.append(view[..., ::-1] if flip and side % 2 else view)
     return views
 
 
@@ -93,10 +95,10 @@ def to_rgb(image: Image.Image, background: str = "#ffffff") -> Image.Image:
 
 
 def to_png(image: np.ndarray) -> bytes:
-    """uint8 RGB (H, W, 3) -> a PNG file, pixels stored uncompressed; no chunk but IHDR, IDAT and IEND."""
-    height, width = image.shape[:2]
+    """uint8 RGB (3, H, W) -> a PNG file, pixels stored uncompressed; no chunk but IHDR, IDAT and IEND."""
+    _, height, width = image.shape
     rows = np.zeros((height, 1 + 3 * width), np.uint8)  # each row starts with its filter type, 0: none
-    rows[:, 1:] = image.reshape(height, 3 * width)
+    rows[:, 1:] = image.transpose(1, 2, 0).reshape(height, 3 * width)
     pixels = rows.tobytes()
     stream = [b"\x78\x01"]  # zlib header: 32 KiB window, fastest
     for start in range(0, len(pixels), 65535):

@@ -1,287 +1,146 @@
-"""A page to try it on: pick a picture, see its ciphertext, what the model says of it, and what an attacker makes of it.
+"""The whole product on real handwritten digits, in a few minutes on a CPU: `make demo`, or
 
-python scripts/demo.py                      # what `make demo` left in demo/
-python scripts/demo.py --model model/ --key-file hospital.key --examples photos/
+python scripts/walkthrough.py --output demo/
 
-It runs on this machine alone and is open to whoever uses this machine: they can encrypt with your key while it runs,
-and pairs of picture and ciphertext are what an attack needs. Pictures are kept in a temporary folder, removed at the
-end; the key stays in the memory of this process.
+Runs the commands of the README one after the other, each shown as you would type it: keygen, encrypt, train, evaluate,
+predict. Then it prints a table and writes `picture.png`. The digits are scikit-learn's (1,797 real ones, 8 x 8 pixels);
+the classifier is a small Vision Transformer that starts from random weights.
 """
 
 import argparse
-import base64
-import html
-import os
-import signal
+import json
+import shlex
+import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib.util import find_spec
+import time
 from pathlib import Path
 
-import numpy as np
-from tqdm.auto import tqdm
-from transformers.utils import logging
-
-from hf_neuracrypt import SecretKey, load_encoder
-from hf_neuracrypt.answers import find_images
-from hf_neuracrypt.encoders.base import Encoder
-from hf_neuracrypt.errors import ImageError, NeuraCryptError, one_line_errors
-from hf_neuracrypt.images import prepare, to_png
-from hf_neuracrypt.prediction import Classifier, local_classifier
-from hf_neuracrypt.transform import encrypt_prepared
+from hf_neuracrypt.errors import NeuraCryptError, one_line_errors
 
 
-with one_line_errors():  # if SciPy is not installed
-    from hf_neuracrypt.audit.ciphertext import thumbnail
-    from hf_neuracrypt.audit.deep import encrypt_in_place
-    from hf_neuracrypt.audit.known import PAIR_COUNTS, attempts, quality
-    from hf_neuracrypt.audit.pairs import Pairs
-    from hf_neuracrypt.audit.report import grey_map, patch_means
-
-EXAMPLES = 288  # images that the attacker's pairs are taken from
-SHOWN = 12
-FEWEST = 16
-TOP_K = 5
-
-WARNING = """
-<div class="warning"><b>This hides pictures from people. It does not stop an attacker.</b>
-Whoever knows a few pictures together with their ciphertexts redraws the others: see <i>The attacker's view</i>.
-Labels, class balance, duplicates and the trained model are not hidden.</div>
-"""
-HERE = """
-<div class="here">Everything happens on this machine. The key never leaves its process, pictures stay in a temporary
-folder that is removed at the end.</div>
-"""
-CSS = """
-.gradio-container { max-width: 1120px !important; margin: auto; }
-.html-container { padding: 2px 0 !important; }
-.warning { border-left: 4px solid #e5484d; background: color-mix(in srgb, #e5484d 9%, transparent); padding: 12px 16px;
-  border-radius: 6px; line-height: 1.5; color: var(--body-text-color); }
-.gradio-container { --faint: color-mix(in srgb, var(--body-text-color) 68%, transparent); }
-.here, .note { color: var(--faint); font-size: 0.92em; line-height: 1.5; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(var(--tile), 45%), 1fr)); gap: 18px;
-  margin: 6px 0; }
-.tiles figure { margin: 0; min-width: 0; }
-.tiles img { width: 100%; aspect-ratio: 1; image-rendering: pixelated; border-radius: 8px; display: block;
-  border: 1px solid var(--border-color-primary); background: var(--background-fill-secondary); }
-.tiles figcaption { margin-top: 7px; line-height: 1.35; color: var(--body-text-color); }
-.tiles figcaption small { color: var(--faint); display: block; }
-.bars { display: flex; flex-direction: column; gap: 7px; padding-top: 2px; }
-.bar { position: relative; border-radius: 6px; overflow: hidden; background: var(--background-fill-secondary);
-  border: 1px solid var(--border-color-primary); padding: 5px 10px; display: flex; justify-content: space-between;
-  color: var(--body-text-color); }
-.bar i { position: absolute; inset: 0 auto 0 0; background: color-mix(in srgb, var(--color-accent) 32%, transparent); }
-.bar b, .bar span { position: relative; }
-.bar:not(:first-child) b { font-weight: 400; }
-#picture img { width: 100%; height: 100%; object-fit: contain; image-rendering: pixelated; }
-#examples .grid-container { grid-template: auto / repeat(4, minmax(0, 1fr)) !important;
-  grid-auto-rows: auto !important; min-width: 0; }
-#examples .grid-wrap { min-height: 0 !important; }
-#examples .thumbnail-item { aspect-ratio: 1; height: auto !important; }
-#examples img { image-rendering: pixelated; }
-"""
+SCRIPTS = Path(__file__).parent
+TRAIN_IMAGES = 1437  # scikit-learn's order: the later digits were written by other people
+ENCODER = ["--image-size", "32", "--patch-size", "8", "--width", "256"]
+MODEL = {
+    "model_type": "vit", "architectures": ["ViTForImageClassification"], "image_size": 32, "patch_size": 8,
+    "hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 256,
+}  # fmt: skip
+RECIPE = [
+    "--num_train_epochs", "40", "--per_device_train_batch_size", "64", "--learning_rate", "1e-3",
+    "--warmup_steps", "0.1", "--lr_scheduler_type", "cosine", "--weight_decay", "0.05", "--logging_steps", "100",
+    "--save_strategy", "no", "--report_to", "none",
+]  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Owner:
-    """What the page works with, all of it the owner's.
+def write_digits(folder: Path) -> None:
+    """scikit-learn's digits as a folder of images: split/digit/number.png."""
+    import numpy as np
+    from PIL import Image
+    from sklearn.datasets import load_digits
 
-    Args:
-        classifier: the model, and the encoder of the owner's key.
-        stranger: the encoder of a random key, for questions that must fail.
-        examples: prepared images, uint8 (N, S, S, 3): those to pick from come first; the attacker knows pairs of them.
-        encrypted: their ciphertexts, as `Pairs` has them.
-    """
-
-    classifier: Classifier
-    stranger: Encoder
-    examples: np.ndarray
-    encrypted: np.ndarray
-
-    @classmethod
-    def of(cls, model: str, key: SecretKey, examples: Sequence[Path]) -> "Owner":
-        """Raises NeuraCryptError for a model of another key, or too few usable examples."""
-        classifier = local_classifier(model, key)
-        config = classifier.encoder.config
-        order = np.random.default_rng(0).permutation(len(examples))
-        prepared = []
-        for number in tqdm(order[:EXAMPLES], desc="Reading examples", unit=" images"):
-            try:
-                prepared.append(prepare(examples[number], config))
-            except ImageError as error:
-                tqdm.write(f"{examples[number]} is left out: {error}", sys.stderr)
-        if len(prepared) < FEWEST:
-            raise NeuraCryptError(f"the page needs {FEWEST} example images or more, there are {len(prepared)}")
-        stranger, plain = load_encoder(config, SecretKey.generate()), np.stack(prepared)
-        encrypted = encrypt_in_place(classifier.encoder, plain.transpose(0, 3, 1, 2).copy())
-        return cls(classifier, stranger, plain, encrypted)
-
-    def ask(self, image: object, wrong_key: bool) -> str:
-        """The picture, its ciphertext and the model's answer, as HTML. Raises ImageError."""
-        encoder = self.stranger if wrong_key else self.classifier.encoder
-        plain = prepare(image, encoder.config)
-        encrypted = encrypt_prepared([plain], encoder)
-        (answer,) = self.classifier.answer(encrypted, TOP_K)
-        under = "under another, random key" if wrong_key else "under your key"
-        figures = [
-            _figure(plain.transpose(2, 0, 1), "Your picture", "as the encoder gets it"),
-            _figure(_visible(encrypted[0], encoder.config.image_size), "Encrypted", under),
-        ]
-        saying = "a guess: this is not the key it was trained under" if wrong_key else "it sees the ciphertext alone"
-        heading = f"<figcaption>The model's answer<small>{saying}</small></figcaption>"
-        figures.append(f"<figure><div class='bars'>{''.join(map(_bar, answer))}</div>{heading}</figure>")
-        return _tiles(figures, 190)
-
-    def attack(self, image: object) -> str:
-        """What attacks of the audit make of the picture's ciphertext, as HTML. Raises ImageError."""
-        encoder = self.classifier.encoder
-        plain = prepare(image, encoder.config)
-        others = (self.examples != plain).any((1, 2, 3))  # no pair of what is to be redrawn
-        images = np.concatenate([self.examples[others], plain[None]]).transpose(0, 3, 1, 2)
-        own = encrypt_in_place(encoder, images[-1:].copy())
-        pairs = Pairs(encoder.config, images, np.concatenate([self.encrypted[others], own]))
-        target, size = len(images) - 1, encoder.config.image_size
-        mean = images[:target].mean(0, keepdims=True).round().astype(np.uint8)
-        figures = [
-            _figure(images[target], "Your picture", "nobody else has it"),
-            _figure(_visible(pairs.encrypted[target], size), "Its ciphertext", "what is published"),
-            _figure(grey_map(thumbnail(pairs, 0)[1][target], size), "No pair known", "thumbnail of patches"),
-        ]
-        for count in [count for count in PAIR_COUNTS if count <= target]:
-            drawn = attempts(pairs, range(target - count, target), [target], 0)
-            psnr, redrawn = max(
-                ((quality(images[target:], each)[0], each) for each in drawn.values()), key=lambda x: x[0]
-            )
-            figures.append(_figure(redrawn[0], f"{count} pair{'s' * (count > 1)} known", f"PSNR {psnr:.1f} dB"))
-        baseline, _ = quality(images[target:], mean)
-        note = (
-            "<p class='note'>Redrawn by attacks of <code>hf-neuracrypt audit</code>, with pairs of other pictures of "
-            f"yours. For comparison, the mean picture: PSNR {baseline:.1f} dB. Attacks tried, not attacks possible.</p>"
-        )
-        return _tiles(figures, 140) + note
+    digits = load_digits()
+    for index, (image, label) in enumerate(zip(digits.images, digits.target)):
+        place = folder / ("train" if index < TRAIN_IMAGES else "test") / str(label)
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((image * 255 / 16).astype(np.uint8)).save(place / f"{index:04d}.png")
 
 
-def _visible(encrypted: object, size: int) -> np.ndarray:
-    """A ciphertext as uint8 (3, S, S): an image as it is, of a patch representation the mean of each patch."""
-    array = np.asarray(encrypted)
-    if array.dtype == np.uint8:
-        return array if array.shape[0] == 3 else array.transpose(2, 0, 1)
-    return patch_means(array, size)
+def run(*command: str | Path) -> None:
+    """Show a command, run it, and stop if it fails."""
+    words = [str(word) for word in command]
+    print(f"\n$ {shlex.join(words)}", flush=True)
+    tools = Path(sys.executable).parent  # the commands installed beside this interpreter
+    program = tools / words[0]
+    if subprocess.run([str(program) if program.exists() else words[0], *words[1:]]).returncode != 0:
+        raise NeuraCryptError(f"this command failed: {shlex.join(words)}")
 
 
-def _figure(image: np.ndarray, title: str, note: str) -> str:
-    caption = f"<figcaption>{title}<small>{note}</small></figcaption>"
-    png = base64.b64encode(to_png(np.ascontiguousarray(image.transpose(1, 2, 0)))).decode()
-    return f"<figure><img src='data:image/png;base64,{png}' alt='{title}'>{caption}</figure>"
+def train(dataset: Path, model: Path, config: Path, *flags: str) -> None:
+    launch = ["--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    files = ["--dataset_name", dataset, "--config_name", config, "--output_dir", model]
+    run("accelerate", "launch", *launch, SCRIPTS / "train.py", *files, *RECIPE, *flags)
 
 
-def _bar(entry: dict) -> str:
-    share = f"{entry['score']:.0%}" if entry["score"] >= 0.005 else "below 1%"
-    label = f"<b>{html.escape(entry['label'])}</b><span>{share}</span>"
-    return f"<div class='bar'><i style='width: {entry['score']:.1%}'></i>{label}</div>"
+def evaluate(model: Path, dataset: Path, result: Path, *flags: str) -> float:
+    run("python", SCRIPTS / "evaluate.py", "--model", model, "--dataset", dataset, "--output", result, *flags)
+    return json.loads(result.read_text())["accuracy"]
 
 
-def _tiles(figures: list[str], width: int) -> str:
-    return f"<div class='tiles' style='--tile: {width}px'>{''.join(figures)}</div>"
+def show_examples(output: Path, examples: list[Path]) -> None:
+    """picture.png: plain | encrypted | encrypted with the wrong key, with what the model says of each."""
+    from PIL import Image
+    from transformers import pipeline
+
+    from hf_neuracrypt import SecretKey, load_encoder
+    from hf_neuracrypt.prediction.classifier import encrypt_images, load_model_config, model_records
+
+    model = str(output / "model")
+    config, names = model_records(load_model_config(model))[0].config, [str(path) for path in examples]
+    rows = {"plain": [(Image.open(path), "") for path in examples]}
+    classify = pipeline("image-classification", model=model)
+    for title, key_file in (("encrypted", "hospital.key"), ("wrong key", "wrong.key")):
+        encrypted = encrypt_images(examples, load_encoder(config, SecretKey.load(output / key_file)), names)
+        answers = classify(encrypted, top_k=1)
+        rows[title] = [(image, f"→ {answer[0]['label']}") for image, answer in zip(encrypted, answers)]
+    draw(output / "picture.png", rows)
 
 
-def page(owner: Owner):
-    """The page, not yet served."""
-    import gradio as gr
+def draw(picture: Path, rows: dict[str, list[tuple]]) -> None:
+    """A grid: a titled row for each entry of `rows`, (image, caption) side by side."""
+    import matplotlib
+    from matplotlib import pyplot
 
-    def said(function, *words) -> str:
-        try:
-            return function(*words)
-        except NeuraCryptError as error:
-            raise gr.Error(f"This picture cannot be encrypted: {error}", print_exception=False) from None
-
-    def ask(path: str | None, wrong_key: bool) -> str:
-        return said(owner.ask, path, wrong_key) if path else "<p class='note'>Pick or drop a picture.</p>"
-
-    def attack(path: str | None) -> str:
-        return said(owner.attack, path) if path else "<p class='note'>Pick or drop a picture.</p>"
-
-    with gr.Blocks(title="hf_neuracrypt", analytics_enabled=False, delete_cache=(60, 600)) as blocks:
-        gr.HTML("<h1>Encrypted pictures, and who can read them</h1>" + WARNING)
-        with gr.Row():
-            with gr.Column(scale=1, min_width=260):
-                picture = gr.Image(
-                    type="filepath", image_mode=None, format="png", sources=["upload", "clipboard"], buttons=[],
-                    label="Drop a picture", height=230, elem_id="picture",
-                )  # fmt: skip
-                picture.preprocess = lambda sent: sent and sent.path  # only `prepare` opens what may be any file
-                shown = list(owner.examples[:SHOWN])
-                gr.HTML("<div class='note'>or pick one of yours</div>")
-                examples = gr.Gallery(
-                    shown, format="png", columns=4, height="auto", allow_preview=False, interactive=False, buttons=[],
-                    show_label=False, elem_id="examples",
-                )  # fmt: skip
-            with gr.Column(scale=3, min_width=480), gr.Tabs():
-                with gr.Tab("The model's view"):
-                    wrong_key = gr.Checkbox(label="Encrypt under a wrong key", elem_id="wrong-key", container=False)
-                    answer = gr.HTML(ask(None, False), elem_id="answer")
-                with gr.Tab("The attacker's view"):
-                    attacked = gr.HTML(attack(None), elem_id="attacked")
-        gr.HTML(HERE)
-
-        private = {"api_visibility": "private", "show_progress": "minimal"}
-
-        def pick(event: gr.SelectData) -> np.ndarray:
-            return owner.examples[event.index]
-
-        examples.select(pick, None, picture, **private)
-        picture.change(ask, [picture, wrong_key], answer, **private).then(attack, picture, attacked, **private)
-        wrong_key.change(ask, [picture, wrong_key], answer, **private)
-    return blocks
-
-
-@contextmanager
-def temporary_pictures() -> Iterator[None]:
-    """Gradio keeps uploads in files: here, in a folder that only its owner reads and that goes with this process."""
-    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-    with tempfile.TemporaryDirectory(prefix="neuracrypt-page-", ignore_cleanup_errors=True) as folder:
-        os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}
-        yield
-
-
-def serve(blocks, port: int | None, key_file: Path) -> None:
-    """Serve the page on this machine until Ctrl-C."""
-    import gradio as gr
-
-    theme = gr.themes.Base(primary_hue="indigo", neutral_hue="slate", font=["system-ui", "sans-serif"],
-                           font_mono=["ui-monospace", "monospace"])  # fmt: skip
-    try:
-        _, address, _ = blocks.queue(api_open=False).launch(
-            server_name="127.0.0.1", server_port=port, share=False, quiet=True, prevent_thread_lock=True, theme=theme,
-            css=CSS, footer_links=[], blocked_paths=[str(key_file.resolve())], max_file_size="100mb", ssr_mode=False,
-            mcp_server=False, enable_monitoring=False, run_history=False,
-        )  # fmt: skip
-    except OSError:
-        raise NeuraCryptError(f"port {port or 'from 7860 on'} is taken on this machine: give another --port") from None
-    print(f"Open {address} on this machine. Ctrl-C ends it and removes the pictures.", flush=True)
-    blocks.block_thread()
+    matplotlib.use("Agg")
+    columns = max(len(row) for row in rows.values())
+    figure, axes = pyplot.subplots(len(rows), columns, figsize=(1.3 * columns, 4.6), squeeze=False)
+    for line, (title, row) in zip(axes, rows.items()):
+        for axis, (image, caption) in zip(line, row):
+            axis.imshow(image, cmap="gray", vmin=0, vmax=255)
+            axis.set_xticks([])
+            axis.set_yticks([])
+            axis.set_xlabel(caption, fontsize=9)
+        line[0].set_ylabel(title, fontsize=11)
+    figure.tight_layout()
+    figure.savefig(picture, dpi=130)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="demo/model", help="folder or Hub id of a model trained on encrypted images")
-    parser.add_argument("--key-file", type=Path, default=Path("demo/hospital.key"), help="the key they were under")
-    parser.add_argument("--passphrase-file", type=Path, help="whose first line opens a locked key")
-    parser.add_argument("--examples", type=Path, default=Path("demo/plain/test"), help="folder of plain images")
-    parser.add_argument("--port", type=int, help="default: the first free one from 7860")
-    options = parser.parse_args()
-    logging.disable_progress_bar()
-    if find_spec("gradio") is None:
-        raise NeuraCryptError("the page needs Gradio: pip install 'hf-neuracrypt[demo]'")
-    if not options.examples.is_dir():
-        raise NeuraCryptError(f"there is no folder {options.examples}: run `make demo`, or give --examples")
-    key = SecretKey.load(options.key_file, passphrase_file=options.passphrase_file)
-    owner = Owner.of(options.model, key, find_images([options.examples]))
-    with temporary_pictures():
-        serve(page(owner), options.port, options.key_file)
+    parser.add_argument("--output", type=Path, default=Path("demo"), help="new folder for everything that is made")
+    output: Path = parser.parse_args().output
+    if output.exists():
+        raise NeuraCryptError(f"{output} exists: remove it, or choose another --output")
+    start = time.perf_counter()
+    plain, key, wrong = output / "plain", output / "hospital.key", output / "wrong.key"
+    write_digits(plain)
+    config = output / "tiny-vit"
+    config.mkdir()
+    (config / "config.json").write_text(json.dumps(MODEL))
+
+    run("hf-neuracrypt", "keygen", key)
+    run("hf-neuracrypt", "encrypt", "--dataset", plain, "--key-file", key, "--output", output / "encrypted", *ENCODER)
+    train(output / "encrypted", output / "model", config)
+    accuracy = {"encrypted": evaluate(output / "model", output / "encrypted", output / "encrypted.json")}
+    examples = [sorted((plain / "test" / str(digit)).iterdir())[0] for digit in range(8)]
+    run("hf-neuracrypt", "predict", "--model", output / "model", "--key-file", key, "--top-k", "3", *examples[:3])
+
+    print("\nAnd what it is measured against: the same training on plain images, and queries under another key.")
+    train(plain, output / "plain-model", config, "--plain")
+    accuracy["plain"] = evaluate(output / "plain-model", plain, output / "plain.json", "--plain")
+    run("hf-neuracrypt", "keygen", wrong)
+    run("hf-neuracrypt", "encrypt", "--dataset", plain, "--key-file", wrong, "--output", output / "wrong", *ENCODER)
+    accuracy["wrong key"] = evaluate(output / "model", output / "wrong", output / "wrong.json", "--any_key")
+
+    show_examples(output, examples)
+    print(f"\n{'trained and asked on':<32}accuracy on 360 digits of other writers")
+    rows = {
+        "plain": "plain images",
+        "encrypted": "encrypted images",
+        "wrong key": "encrypted, queries under another key",
+    }
+    for name, title in rows.items():
+        print(f"{title:<38}{accuracy[name]:.3f}")
+    print(f"\n{time.perf_counter() - start:.0f} seconds. The picture: {output / 'picture.png'}")
 
 
 if __name__ == "__main__":

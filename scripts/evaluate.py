@@ -29,12 +29,12 @@ def evaluate_model(
     from transformers.pipelines.pt_utils import KeyDataset
     from transformers.utils import logging
 
-    from hf_neuracrypt import training
-    from hf_neuracrypt.metrics import Accuracy
-    from hf_neuracrypt.prediction import load_model_config, load_pipeline, model_records, representation_classifier
+    from hf_neuracrypt.training.data import load_splits
+    from hf_neuracrypt.training.metrics import Accuracy
+    from hf_neuracrypt.prediction.classifier import load_model_config, load_pipeline, model_records, representation_classifier
 
     logging.disable_progress_bar()
-    splits = training.load_splits(dataset, plain)
+    splits = load_splits(dataset, plain)
     known = {(record.key_id, record.config) for record in model_records(load_model_config(model))}
     for record in splits.records:
         if (record.key_id, record.config) not in known and not any_key:

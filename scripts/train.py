@@ -60,8 +60,9 @@ def main(model_args: ModelArguments, data_args: DataArguments, training_args) ->
     from accelerate.utils import broadcast_object_list
     from transformers import EarlyStoppingCallback, set_seed
 
-    from hf_neuracrypt import recipes, training
-    from hf_neuracrypt.trainer import PublishingTrainer, check_output
+    from hf_neuracrypt.training.recipes import aligned_start, balanced_loss, optimizer_of
+    from hf_neuracrypt.training.data import Collator, checked_records, compute_accuracy, hold_out, load_model, load_splits, stock_processor, undecoded
+    from hf_neuracrypt.training.trainer import PublishingTrainer, check_output
 
     if not (model_args.model_name_or_path or model_args.config_name):
         raise NeuraCryptError("give --model_name_or_path to fine-tune, or --config_name to train from random weights")
@@ -69,13 +70,13 @@ def main(model_args: ModelArguments, data_args: DataArguments, training_args) ->
         raise NeuraCryptError("--public_images align encrypted images with a pre-trained --model_name_or_path")
     check_output(training_args.output_dir, training_args.hub_token)
     set_seed(training_args.seed)
-    splits = training.load_splits(
+    splits = load_splits(
         data_args.dataset_name, data_args.plain, data_args.image_column_name, data_args.label_column_name
     )
-    records = training.checked_records(splits, data_args.allow_mixed_keys)
+    records = checked_records(splits, data_args.allow_mixed_keys)
     checkpoint = find_checkpoint(training_args, records)
     train_split, eval_split = choose_splits(splits, data_args, training_args.seed)
-    model = training.load_model(
+    model = load_model(
         model_args.model_name_or_path,
         model_args.config_name,
         splits.label_names,
@@ -86,11 +87,11 @@ def main(model_args: ModelArguments, data_args: DataArguments, training_args) ->
         raise NeuraCryptError("--public_images align the images of one key: these have several")
     if model_args.public_images and checkpoint is None:
         if training_args.process_index == 0:
-            recipes.aligned_start(model, train_split, splits.columns, model_args.public_images, training_args.seed)
+            aligned_start(model, train_split, splits.columns, model_args.public_images, training_args.seed)
         model.load_state_dict(broadcast_object_list([model.state_dict()])[0])  # all start where rank 0 does
     loss = None
     if model_args.class_weights:
-        loss = recipes.balanced_loss(list(train_split[splits.columns.label]), len(splits.label_names))
+        loss = balanced_loss(list(train_split[splits.columns.label]), len(splits.label_names))
     stopping = [EarlyStoppingCallback(model_args.early_stopping)] if model_args.early_stopping else None
     training_args.remove_unused_columns = False  # the collator picks the columns
     training_args.dataloader_pin_memory = training_args.dataloader_pin_memory and torch.cuda.is_available()
@@ -99,12 +100,12 @@ def main(model_args: ModelArguments, data_args: DataArguments, training_args) ->
         args=training_args,
         train_dataset=train_split,
         eval_dataset=eval_split,
-        data_collator=training.Collator(splits.columns, model.config.image_size, data_args.plain),
-        processing_class=training.stock_processor(model.config.image_size, data_args.plain),
-        compute_metrics=training.compute_accuracy,
+        data_collator=Collator(splits.columns, model.config.image_size, data_args.plain),
+        processing_class=stock_processor(model.config.image_size, data_args.plain),
+        compute_metrics=compute_accuracy,
         compute_loss_func=loss,
         callbacks=stopping,
-        optimizer_cls_and_kwargs=recipes.optimizer_of(
+        optimizer_cls_and_kwargs=optimizer_of(
             model_args.recipe, training_args, model, model_args.model_name_or_path is not None
         ),
         records=records,
@@ -133,7 +134,7 @@ def hub_id(name: str | None) -> str | None:
 
 def choose_splits(splits, data_args: DataArguments, seed: int):
     """The training split, and one to evaluate on: validation, else test, else a part of the training split."""
-    from hf_neuracrypt import training
+    from hf_neuracrypt.training.data import 
 
     data = splits.data
     name = "train" if "train" in data else next(iter(data))
@@ -141,9 +142,9 @@ def choose_splits(splits, data_args: DataArguments, seed: int):
     if eval_name is not None:
         train_split, eval_split = data[name], data[eval_name]
     else:
-        train_split, eval_split = training.hold_out(splits, data_args.train_val_split, seed)
+        train_split, eval_split = hold_out(splits, data_args.train_val_split, seed)
     return (
-        training.undecoded(split.select(range(min(limit or len(split), len(split)))), splits.columns)
+        undecoded(split.select(range(min(limit or len(split), len(split)))), splits.columns)
         for split, limit in ((train_split, data_args.max_train_samples), (eval_split, data_args.max_eval_samples))
     )
 
@@ -157,7 +158,7 @@ def find_checkpoint(training_args, records) -> str | None:
     """
     from transformers.trainer_utils import get_last_checkpoint
 
-    from hf_neuracrypt.prediction import load_model_config, model_records
+    from hf_neuracrypt.prediction.classifier import load_model_config, model_records
 
     output = Path(training_args.output_dir)
     checkpoint = training_args.resume_from_checkpoint
@@ -174,7 +175,7 @@ def defaults(flags: dict) -> dict:
     """What flags that are not given are, by the recipe and by what the given ones need."""
     import torch
 
-    from hf_neuracrypt.recipes import RECIPES
+    from hf_neuracrypt.training.recipes import RECIPES
 
     recipe = flags.get("recipe") or "neuracrypt"
     if recipe not in RECIPES:

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import hf_neuracrypt
-from tests.conftest import ROOT
+from tests.helpers import ROOT
 
 
 NAMES = [name for name in hf_neuracrypt.__all__ if name != "__version__"]

@@ -11,7 +11,7 @@ from datasets import load_from_disk
 from PIL import Image
 
 from hf_neuracrypt import SecretKey
-from tests.conftest import ROOT, assert_one_line_error, command, make_dataset
+from tests.helpers import ROOT, assert_one_line_error, command, make_dataset
 
 
 ENCODER = ("--image-size", 32, "--patch-size", 8, "--width", 64)
@@ -36,7 +36,7 @@ def walk(tmp_path_factory):
     train = make_dataset(240, size=32)
     train.train_test_split(60, shuffle=False).save_to_disk(str(folder / "plain"))
     (folder / "tiny-vit").mkdir()
-    from tests.conftest import TINY_VIT
+    from tests.helpers import TINY_VIT
 
     (folder / "tiny-vit" / "config.json").write_text(json.dumps(TINY_VIT))
     assert command("keygen", folder / "a.key").returncode == 0

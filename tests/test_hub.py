@@ -2,8 +2,8 @@
 
 import json
 
-from hf_neuracrypt import store
-from tests.conftest import TINY_VIT, python
+from hf_neuracrypt.data.manifest import MAX_MANIFEST_BYTES, checksum, read_manifest, to_text
+from tests.helpers import TINY_VIT, python
 
 
 def test_hostile_manifests(published, owners, tmp_path):
@@ -12,10 +12,10 @@ def test_hostile_manifests(published, owners, tmp_path):
 
     def signed(**changes):
         content = good | changes
-        return store.to_text(content | {"sha256": store.checksum(content)}).encode()
+        return to_text(content | {"sha256": checksum(content)}).encode()
 
     hostile = {
-        "huge": (b" " * (store.MAX_MANIFEST_BYTES + 1), "is larger than"),
+        "huge": (b" " * (MAX_MANIFEST_BYTES + 1), "is larger than"),
         "nested": (b"[" * 100_000, "is damaged"),
         "binary": (b"\xff\xfe\x00", "is not text"),
         "a list": (b"[]\n", "is damaged"),
@@ -36,7 +36,7 @@ def test_hostile_manifests(published, owners, tmp_path):
         repo.add("hostile", files)
     code = f"""
 from hf_neuracrypt.errors import NeuraCryptError
-from hf_neuracrypt.training import load_splits
+from hf_neuracrypt.training.data import load_splits
 for index in range({len(hostile)}):
     try:
         print(load_splits(f"owner/hostile-{{index}}"))
@@ -50,7 +50,7 @@ for index in range({len(hostile)}):
 
 
 def test_hostile_models(published, owners, tmp_path):
-    config = TINY_VIT | {"neuracrypt": [store.read_manifest(owners / "one") | {"rows": 0}], "num_labels": 3}
+    config = TINY_VIT | {"neuracrypt": [read_manifest(owners / "one") | {"rows": 0}], "num_labels": 3}
     marker = tmp_path / "code-ran"
     code = f"open(r'{marker}', 'w')\n".encode()
     as_bytes = lambda **changes: json.dumps(config | changes).encode()  # noqa: E731
@@ -78,7 +78,7 @@ def test_hostile_models(published, owners, tmp_path):
 import PIL.Image
 from hf_neuracrypt.errors import NeuraCryptError
 from hf_neuracrypt.keys import SecretKey
-from hf_neuracrypt.prediction import predict
+from hf_neuracrypt.prediction.classifier import predict
 key = SecretKey.load(r"{owners / "one.key"}")
 for index in range({len(hostile)}):
     try:

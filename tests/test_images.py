@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_neuracrypt.configuration import EncoderConfig
+from hf_neuracrypt.schemes import EncoderConfig
 from hf_neuracrypt.errors import ImageError
 from hf_neuracrypt.images import MAX_PIXELS, make_views, prepare, to_png, to_rgb
-from tests.conftest import encoded, make_images
+from tests.helpers import encoded, make_images
 
 
 CONFIG = EncoderConfig(image_size=32, patch_size=8)

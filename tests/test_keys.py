@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 from hf_neuracrypt import keys
 from hf_neuracrypt.errors import KeyFileError, NeuraCryptError
 from hf_neuracrypt.keys import SecretKey
-from tests.conftest import GOLDEN
+from tests.helpers import GOLDEN
 
 
 FILES = GOLDEN / "keys"

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tests import loopback_hub
-from tests.conftest import ROOT, TINY_VIT, make_images
+from tests.helpers import ROOT, TINY_VIT, make_images
 from tests.readme import NOT_RUN, README, Block, blocks
 
 
@@ -109,7 +109,7 @@ def command_lines() -> list[list[str]]:
 def known_options(script: str | None, subcommand: str) -> set[str]:
     """The options of `hf-neuracrypt SUBCOMMAND`, or of a script."""
     if script is None or script == "scripts/encrypt.py":
-        words = [sys.executable, "-m", "hf_neuracrypt.cli", subcommand if script is None else "encrypt", "--help"]
+        words = [sys.executable, "-m", "hf_neuracrypt", subcommand if script is None else "encrypt", "--help"]
         shown = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
         return set(re.findall(r"--[a-z-]+", shown))
     source = (ROOT / script).read_text()

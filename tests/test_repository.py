@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from hf_neuracrypt import SecretKey, __version__
-from tests.conftest import ROOT
+from tests.helpers import ROOT
 
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())

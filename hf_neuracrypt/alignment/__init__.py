@@ -5,7 +5,7 @@ constant. So the covariances of ciphertext patches with their neighbours are tho
 unknown matrix, and covariances at a dozen offsets pin a matrix down, up to signs (the idea of second-order blind
 identification: AMUSE, Tong et al. 1991; SOBI, Belouchrani et al. 1997). Third moments tell a sign from the other:
 pictures are no negatives. Public images of roughly the same kind supply the plain side. That is `moments`; what it
-leaves inexact, `matching` and `denoising` improve.
+leaves inexact, `closest_points` and `denoising` improve.
 
 **This uses no secret, and it is an attack**: whoever holds enough ciphertexts and similar pictures can compute the map,
 and approximate images with it. It is here because a cloud that can learn well from ciphertexts is a cloud that can do
@@ -17,17 +17,15 @@ The map is folded into the patch and position embeddings, so the model stays a s
 from dataclasses import dataclass
 
 import torch
-from transformers import PreTrainedModel
 
+from hf_neuracrypt.alignment.closest_points import match_windows
 from hf_neuracrypt.alignment.denoising import denoise
-from hf_neuracrypt.alignment.matching import match_windows
 from hf_neuracrypt.alignment.moments import match_moments
 from hf_neuracrypt.alignment.patches import Whitened, to_patches
 from hf_neuracrypt.errors import NeuraCryptError
 
 
-__all__ = ["MAX_PATCHES", "MIN_GRID", "MIN_IMAGES", "Alignment", "align", "fold", "to_patches"]
-
+__all__ = ["MAX_PATCHES", "MIN_GRID", "MIN_IMAGES", "Alignment", "align", "to_patches"]
 
 PLAIN_COMPONENTS, CIPHER_COMPONENTS = 64, 256
 MIN_IMAGES, MIN_GRID = 32, 3  # on either side; patches in a row of an image
@@ -83,18 +81,3 @@ def align(cipher: torch.Tensor, public: torch.Tensor, patch_size: int, seed: int
     found = denoise(hidden, plain, matched[:, :leading], seed)
     to_plain = hidden.basis / hidden.scale @ found @ (plain.basis * plain.scale)[:, :leading].T
     return Alignment(to_plain, hidden.mean.flatten(0, 1), plain.mean.flatten(0, 1))
-
-
-def fold(model: PreTrainedModel, alignment: Alignment) -> None:
-    """Give the model embeddings that see through the encryption: on ciphertexts, what it had on decrypted patches.
-
-    The map goes into the weights of the patch embedding, the means of each position into the position embeddings.
-    """
-    embeddings = model.base_model.embeddings
-    weight, positions = embeddings.patch_embeddings.projection.weight, embeddings.position_embeddings
-    old = weight.detach().flatten(1)
-    new = old @ alignment.to_plain.T
-    shift = alignment.plain_mean @ old.T - alignment.cipher_mean @ new.T  # before `old`, a view, is overwritten
-    with torch.no_grad():
-        weight.copy_(new.reshape(weight.shape))
-        positions[:, -len(shift) :] += shift

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from hf_neuracrypt import __version__, store
+from hf_neuracrypt import __version__
+from hf_neuracrypt.data.manifest import checksum, read_manifest
 from hf_neuracrypt.errors import NeuraCryptError
 
 
@@ -24,11 +25,11 @@ except ModuleNotFoundError as error:
     raise NeuraCryptError("the audit needs scikit-image and SciPy: pip install 'hf-neuracrypt[audit]'") from None
 
 from hf_neuracrypt.audit.pairs import BLOCK_MOVING_SCHEMES, Pairs, load_pairs
-from hf_neuracrypt.audit.rows import AUDIT_FORMAT, NOT_APPLICABLE, Row
+from hf_neuracrypt.audit.results import AUDIT_FORMAT, NOT_APPLICABLE, Row
+from hf_neuracrypt.data.record import Record
 from hf_neuracrypt.encoders import load_encoder
 from hf_neuracrypt.encoders.base import Encoder
 from hf_neuracrypt.keys import SecretKey
-from hf_neuracrypt.record import Record
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def run_audit(
         DatasetError: an unfinished folder, or another source.
     """
     start, path = time.monotonic(), Path(encrypted)
-    manifest = store.read_manifest(path)
+    manifest = read_manifest(path)
     record = Record.from_dict(manifest)
     record.check_key(key, encrypted)
     encoder = load_encoder(record.config, key)
@@ -98,7 +99,7 @@ def run_audit(
     ]  # fmt: skip
     attacked, pictures = attack(pairs, encoder, seed, train)
     return Audit(
-        record, store.checksum(manifest), rows + attacked, seed, time.monotonic() - start, pairs, pictures
+        record, checksum(manifest), rows + attacked, seed, time.monotonic() - start, pairs, pictures
     )  # fmt: skip
 
 

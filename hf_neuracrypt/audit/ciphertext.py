@@ -3,14 +3,23 @@
 import numpy as np
 from scipy.linalg import eigh
 
-from hf_neuracrypt.audit.pairs import BLOCK_MOVING_SCHEMES, Pairs
-from hf_neuracrypt.audit.rows import NEAR_CHANCE, NOT_APPLICABLE, WEAK, Row, grade
+from hf_neuracrypt.audit.pairs import Pairs
+from hf_neuracrypt.audit.results import NEAR_CHANCE, NOT_APPLICABLE, WEAK, Row, grade
 
 
 COMPONENTS = 8
 COVARIANCE_PATCHES = 20_000
 NEAR_BY_CHANCE = 0.001  # share of patches that count as nearly equal where nothing is
 MAX_DUPLICATE_VALUES = 64  # values of a patch that are compared; a random projection keeps distances
+
+
+def principal(rows: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Principal axes of centred rows (N, D), the strongest first: float32 (D, count or fewer), and the variances along
+    them, float64."""
+    size = rows.shape[1]
+    covariance = (rows.T @ rows).astype(np.float64) / len(rows)
+    variances, axes = eigh(covariance, subset_by_index=(max(0, size - count), size - 1))
+    return axes[:, ::-1].astype(np.float32), variances[::-1]
 
 
 def components(centred: np.ndarray, seed: int, count: int = COMPONENTS, whiten: bool = False) -> np.ndarray:
@@ -25,13 +34,11 @@ def components(centred: np.ndarray, seed: int, count: int = COMPONENTS, whiten: 
     rows = centred.reshape(-1, centred.shape[-1])
     if len(rows) > COVARIANCE_PATCHES:
         rows = rows[np.random.default_rng(seed).choice(len(rows), COVARIANCE_PATCHES, replace=False)]
-    size = rows.shape[1]
-    covariance = (rows.T @ rows).astype(np.float64) / len(rows)
-    variances, axes = eigh(covariance, subset_by_index=(max(0, size - count), size - 1))
+    axes, variances = principal(rows, count)
     if whiten:
-        real = variances > max(1e-7 * variances[-1], 1e-9)
-        axes = axes[:, real] / np.sqrt(variances[real])
-    return centred @ axes[:, ::-1].astype(np.float32)
+        real = variances > max(1e-7 * variances[0], 1e-9)
+        axes = axes[:, real] / np.sqrt(variances[real]).astype(np.float32)
+    return centred @ axes
 
 
 def unit(features: np.ndarray) -> np.ndarray:
@@ -58,9 +65,9 @@ def thumbnail(pairs: Pairs, seed: int) -> tuple[Row, np.ndarray]:
         "chance": float(np.median(others)),
     }  # fmt: skip
     finding = f"Component {best + 1} of the ciphertext patches follows their brightness (median over images)."
-    if pairs.config.scheme in BLOCK_MOVING_SCHEMES:
+    if pairs.config.moves_blocks:
         finding += " Blocks change places here, alike in all images: the row `jigsaw` puts them back."
-    # With few patches an image correlates with any other: what counts is above that.
+    # With few patches an image correlates with any other: only what is well above that counts.
     value = figures["correlation"] if figures["correlation"] > 1.5 * figures["chance"] else 0
     return Row("thumbnail", grade(value, 0.2, 0.5), finding, figures), maps[..., best]
 
@@ -68,9 +75,9 @@ def thumbnail(pairs: Pairs, seed: int) -> tuple[Row, np.ndarray]:
 def repeated(centred: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Patches with an equal, and with a nearly equal, partner at the same place in another image: two masks (N, P).
 
-    Nearly equal is nearer than patches at *another* place of other images come, but for one in a thousand: what is
-    like by chance sets the threshold, whatever the scheme and the noise. The third result is the squared distance to
-    the nearest partner.
+    Nearly equal means nearer than patches at *another* place of other images are, but for one in a thousand: what is
+    similar by chance sets the threshold, whatever the scheme and the noise. The third result is the squared distance
+    to the nearest partner.
     """
     count, positions, size = centred.shape
     if size > MAX_DUPLICATE_VALUES:
@@ -91,15 +98,15 @@ def repeated(centred: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, np
 
 
 def duplicates(pairs: Pairs, seed: int) -> Row:
-    """Patches that occur again at the same place, and how well they draw the same silhouette as the plain ones."""
+    """Patches that occur again at the same place, and how well their silhouette is that of the plain ones."""
     equal, near, _ = repeated(pairs.encrypted_centred, seed)
     _, plain, distances = repeated(pairs.plain_centred, seed)
-    # The silhouette that as many of the nearest plain patches draw: both sides have a threshold of their own.
-    drawn = distances <= np.sort(distances, axis=None)[near.sum() - 1] if near.any() else near
-    union = (near | drawn).sum()
+    # The silhouette of as many plain patches, those nearest to a partner: each side has a threshold of its own.
+    silhouette = distances <= np.sort(distances, axis=None)[near.sum() - 1] if near.any() else near
+    union = (near | silhouette).sum()
     figures = {
         "equal": float(equal.mean()), "nearly_equal": float(near.mean()), "in_plain": float(plain.mean()),
-        "silhouette_iou": float((near & drawn).sum() / union) if union else None,
+        "silhouette_iou": float((near & silhouette).sum() / union) if union else None,
         "equal_images": float(equal.all(1).mean()),
     }  # fmt: skip
     finding = (

@@ -14,11 +14,11 @@ from tqdm.auto import tqdm
 
 from hf_neuracrypt.audit.known import quality
 from hf_neuracrypt.audit.pairs import NIBBLE_SCHEMES, PERMUTATION_SCHEMES, Pairs, cut, join
-from hf_neuracrypt.audit.rows import Row, grade
-from hf_neuracrypt.configuration import PublicConfig
+from hf_neuracrypt.audit.results import Row, grade
 from hf_neuracrypt.encoders import load_encoder
 from hf_neuracrypt.encoders.base import Encoder
 from hf_neuracrypt.keys import SecretKey
+from hf_neuracrypt.schemes import PublicConfig
 
 
 KEYS, BATCHES, BATCH = 100, 4, 32  # keys, batches of images under each, images

@@ -4,20 +4,20 @@ from pathlib import Path
 
 from datasets import ClassLabel, Dataset, load_from_disk
 
-from hf_neuracrypt import store
-from hf_neuracrypt.audit.rows import LEAKS, NOTHING_FOUND, WEAK, Row
-from hf_neuracrypt.configuration import PublicConfig
+from hf_neuracrypt.audit.results import LEAKS, NOTHING_FOUND, WEAK, Row
+from hf_neuracrypt.data.manifest import MANIFEST, UNFINISHED, verify
 from hf_neuracrypt.errors import LeakError
-from hf_neuracrypt.guard import Guard
 from hf_neuracrypt.keys import SecretKey
+from hf_neuracrypt.publish.guard import Guard
+from hf_neuracrypt.schemes import PublicConfig
 
 
 def metadata(folder: Path, manifest: dict, config: PublicConfig, wrong: tuple[int, ...]) -> Row:
     """Files beside the dataset, changed files, metadata in images, columns in clear, rows that are not ciphertexts."""
     kept = {name for split in load_from_disk(str(folder)).values() for name in split.column_names} - {"image", "label"}
-    guard, found = Guard(), [f"{file} {problem}" for file, problem in store.verify(folder) if problem]
+    guard, found = Guard(), [f"{file} {problem}" for file, problem in verify(folder) if problem]
     try:
-        guard.check_folder(folder, [*manifest["files"], store.MANIFEST], ignored=[store.UNFINISHED])
+        guard.check_folder(folder, [*manifest["files"], MANIFEST], ignored=[UNFINISHED])
         for file in (name for name in manifest["files"] if name.endswith(".arrow")):
             shard = Dataset.from_file(str(folder / file))
             guard.check_shard(shard, file, ("image", "label", *kept), config)

@@ -2,8 +2,9 @@
 
 The matching is that of Carlini et al. on NeuraCrypt (github.com/tensorflow/privacy, research/neuracrypt_attack_2021),
 without training: cosines between the patches of an image survive random layers, so they give a first assignment, right
-for some images. A surrogate of the cipher is fitted to that, and images are assigned again by what it makes of them,
-until nothing changes. Theirs is a network and takes minutes; a linear map of principal components goes as far here.
+for some images. A surrogate of the cipher is fitted to it, and images are assigned again by what the surrogate makes of
+them, until nothing changes. Their surrogate is a network and takes minutes; here a linear map of principal components
+is as good.
 """
 
 import numpy as np
@@ -14,7 +15,7 @@ from tqdm.auto import tqdm
 from hf_neuracrypt.audit.ciphertext import components, unit
 from hf_neuracrypt.audit.pairs import Pairs, cut
 from hf_neuracrypt.audit.puzzles import folded
-from hf_neuracrypt.audit.rows import Row, grade
+from hf_neuracrypt.audit.results import Row, grade
 
 
 GRAM_POSITIONS = 256
@@ -37,21 +38,31 @@ def grams(centred: np.ndarray) -> np.ndarray:
     return features
 
 
-def descriptors(brightness: np.ndarray, centred: np.ndarray, images: np.ndarray | None, tile: int) -> dict:
-    """What an attacker compares images by: (N, F) by method. The sorted ones do not mind that blocks move."""
+Descriptors = dict[str, np.ndarray]  # float32 (N, F) by method
+
+
+def descriptors(maps: np.ndarray, centred: np.ndarray, images: np.ndarray, tile: int) -> Descriptors:
+    """What an attacker compares images by. The sorted descriptors do not mind that blocks move.
+
+    Args:
+        maps: (N, P), a guess of the brightness of each patch.
+        centred: float32 (N, P, D).
+        images: uint8 (N, 3, S, S); a patch representation has no 8-bit range to fold.
+        tile: in pixels.
+    """
     cosines = grams(centred)
-    found = {"map": unit(brightness), "gram": unit(cosines), "sorted_gram": unit(np.sort(cosines, axis=1))}
-    if images is not None:
+    found = {"map": unit(maps), "gram": unit(cosines), "sorted_gram": unit(np.sort(cosines, axis=1))}
+    if images.ndim == 4:
         folds = cut(folded(images)[:, None], tile).mean(-1)
         found |= {"fold": unit(folds), "sorted_fold": unit(np.sort(folds, axis=1))}
     return found
 
 
-def accuracies(ours: dict, theirs: dict, order: np.ndarray) -> dict[str, float]:
+def accuracies(ours: Descriptors, theirs: Descriptors, order: np.ndarray) -> dict[str, float]:
     """Share of images assigned to their partner, by method; row i of both sides is the same image.
 
     Args:
-        order: the attacker's side is in it: an assignment with nothing to go by must not find the diagonal.
+        order: of the other side's rows; an assignment without any evidence must not find the diagonal.
     """
     found = {}
     for method in sorted(ours.keys() & theirs.keys()):
@@ -63,16 +74,16 @@ def accuracies(ours: dict, theirs: dict, order: np.ndarray) -> dict[str, float]:
 
 def matching(pairs: Pairs, maps: np.ndarray, seed: int) -> Row:
     """Which ciphertext belongs to which original, without a single pair."""
-    brightness = pairs.brightness - pairs.brightness.mean(0)
-    plain = descriptors(brightness, pairs.plain_centred, pairs.plain if pairs.is_image else None, pairs.tile)
-    encrypted = descriptors(maps, pairs.encrypted_centred, pairs.encrypted if pairs.is_image else None, pairs.tile)
+    brightness, tile = pairs.brightness - pairs.brightness.mean(0), pairs.config.tile
+    plain = descriptors(brightness, pairs.plain_centred, pairs.plain, tile)
+    encrypted = descriptors(maps, pairs.encrypted_centred, pairs.encrypted, tile)
     order = np.random.default_rng(seed).permutation(len(pairs))
     found = accuracies(encrypted, plain, order)
-    sides = (
+    ours, theirs = (
         components(centred, seed, SURROGATE_COMPONENTS, whiten=True)
         for centred in (pairs.encrypted_centred, pairs.plain_centred[order])
     )
-    columns = refine(*sides, _assign(encrypted["gram"] @ plain["gram"][order].T))
+    columns = refine(ours, theirs, _assign(encrypted["gram"] @ plain["gram"][order].T))
     before = max(found.values())
     finding = (
         "Best of maps of components, cosines between patches, and folded values, and after refinement by a surrogate; "
@@ -87,10 +98,10 @@ def refine(encrypted: np.ndarray, plain: np.ndarray, columns: np.ndarray) -> np.
 
     Args:
         encrypted, plain: components of patches, float32 (N, P, K), the images of each in an order of its own.
-        columns: int (N,): the plain image that each ciphertext is taken for.
+        columns: int (N,): the number of the plain image that is assigned to each ciphertext.
 
     Returns:
-        The same after refinement. No surrogate judges what it was fitted to: it would find wrong partners right.
+        The same after refinement. No surrogate judges pairs it was fitted to: it would confirm wrong ones.
     """
     folds = np.arange(len(encrypted)) % min(FOLDS, len(encrypted))
     ciphertexts = unit(encrypted)
@@ -111,23 +122,20 @@ def refine(encrypted: np.ndarray, plain: np.ndarray, columns: np.ndarray) -> np.
 
 def linkability(pairs: Pairs, other: Pairs, seed: int) -> Row:
     """The same images under two keys: which belongs to which. `other` is encrypted under a throw-away key."""
-    sides = [
-        descriptors(
-            components(side.encrypted_centred, seed)[..., 0], side.encrypted_centred,
-            side.encrypted if side.is_image else None, side.tile,
-        )
-        for side in (pairs, other)
-    ]  # fmt: skip
+    ours, theirs = (
+        descriptors(components(each.encrypted_centred, seed)[..., 0], each.encrypted_centred, each.encrypted, tile)
+        for each, tile in ((pairs, pairs.config.tile), (other, other.config.tile))
+    )
     finding = "The same images under a second key: rotating keys does not unlink what was published."
     order = np.random.default_rng(seed).permutation(len(pairs))
-    return _matching_row("link", accuracies(*sides, order), len(pairs), finding)
+    return _matching_row("link", accuracies(ours, theirs, order), len(pairs), finding)
 
 
-def shuffle(shuffled: np.ndarray, orders: np.ndarray, seed: int = 0) -> Row:
-    """Patches of each image put back in the order of the first image's, by the position embedding in them.
+def unshuffle(shuffled: np.ndarray, orders: np.ndarray, seed: int = 0) -> Row:
+    """Put the patches of each image into the order of the first image's, by the position embedding in them.
 
-    Places are first known by one image, then by the mean of all as put back before, with distances in units of how
-    much patches at a place differ between images.
+    The first image tells what each place looks like, in later rounds the mean of all images as put back before; one
+    unit of distance is how much patches at a place differ between images.
 
     Args:
         shuffled: float32 (N, P, D) as stored.

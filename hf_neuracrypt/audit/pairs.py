@@ -6,30 +6,29 @@ Images are uint8 (N, 3, S, S); *patches* are (N, P, D): P tiles of an image in r
 
 import itertools
 import json
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import Array2D, Dataset, Image, load_from_disk
+from datasets import Dataset, Image, IterableDataset, load_from_disk
+from einops import rearrange
 from tqdm.auto import tqdm
 
-from hf_neuracrypt import store
-from hf_neuracrypt.columns import find_columns
-from hf_neuracrypt.configuration import PublicConfig
+from hf_neuracrypt.data.batches import encrypt_all, prepare_all
+from hf_neuracrypt.data.columns import find_columns
+from hf_neuracrypt.data.manifest import REJECTED, read_manifest, views_of
+from hf_neuracrypt.data.sources import is_table, load_source, quiet_datasets
 from hf_neuracrypt.encoders.base import Encoder
 from hf_neuracrypt.errors import DatasetError, ImageError
-from hf_neuracrypt.images import prepare
-from hf_neuracrypt.sources import is_table, load_source, quiet_datasets
+from hf_neuracrypt.schemes import SchemeConfig
 
 
-NIBBLE_SCHEMES = ("le", "ele")  # what these move are half bytes
-BLOCK_MOVING_SCHEMES = ("ele", "etc", "vit-blockwise")
-PERMUTATION_SCHEMES = ("le", "ele", "pe", "etc", "vit-blockwise")
 MAX_VALUES = 80_000_000  # of the ciphertexts looked at; float32 copies of both sides must fit into 4 GiB
-BATCH_SIZE = 32
+READ_IMAGES = 64  # source images in memory as files, at a time
 
 
 @dataclass(frozen=True)
@@ -40,17 +39,16 @@ class Pairs:
         config: how they were encrypted.
         plain: uint8 (N, 3, S, S).
         encrypted: uint8 (N, 3, S, S), or float32 (N, P, D) for a patch representation, its shuffle undone.
-        rows: where each pair is in the source: its number, over all splits.
         wrong: rows of the folder that are not what the key makes of the source.
-        middle: float32 (P, D), the mean of symbols of encrypted patches that is taken off; None: that of these pairs.
+        mean: float32 (P, D), the mean ciphertext patch at each position, subtracted in `encrypted_centred`; default:
+            computed from these pairs.
     """
 
-    config: PublicConfig
+    config: SchemeConfig
     plain: np.ndarray
     encrypted: np.ndarray
-    rows: tuple[int, ...] = ()
     wrong: tuple[int, ...] = ()
-    middle: np.ndarray | None = None
+    mean: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.plain)
@@ -58,24 +56,17 @@ class Pairs:
     def take(self, chosen: Iterable[int]) -> "Pairs":
         """Some of the pairs, their ciphertexts still centred on the mean of all, which an attacker has."""
         chosen = list(chosen)
-        return Pairs(self.config, self.plain[chosen], self.encrypted[chosen], middle=self.encrypted_mean)
+        return Pairs(self.config, self.plain[chosen], self.encrypted[chosen], mean=self.encrypted_mean)
 
     @property
     def is_image(self) -> bool:
         """Whether ciphertexts are images."""
-        return self.encrypted.ndim == 4
-
-    @cached_property
-    def tile(self) -> int:
-        """The attacker's patch size, in pixels: that of the scheme; for one without, any of 4 x 4 or more patches."""
-        size = self.config.image_size
-        own = getattr(self.config, "patch_size", None) or getattr(self.config, "block_size", None)
-        return own or next(tile for tile in (16, 8, 4, 2, 1) if size % tile == 0 and (size >= 4 * tile or tile == 1))
+        return self.config.patch_shape is None
 
     @cached_property
     def plain_patches(self) -> np.ndarray:
         """uint8 (N, P, 3 tile²)."""
-        return cut(self.plain, self.tile)
+        return cut(self.plain, self.config.tile)
 
     @cached_property
     def brightness(self) -> np.ndarray:
@@ -85,13 +76,13 @@ class Pairs:
     @cached_property
     def plain_centred(self) -> np.ndarray:
         """float32 (N, P, D): symbols of plain patches, less their mean over the images."""
-        patches = self._symbols(self.plain_patches)
-        return patches - _mean(patches)
+        patches = symbols(self.plain_patches, self.config.symbol_bits)
+        return patches - mean_patch(patches)
 
     @cached_property
     def encrypted_mean(self) -> np.ndarray:
         """float32 (P, D): the mean encrypted patch at each position, with it the position embedding."""
-        return _mean(self._encrypted_symbols()) if self.middle is None else self.middle
+        return mean_patch(self._encrypted_symbols()) if self.mean is None else self.mean
 
     @cached_property
     def encrypted_centred(self) -> np.ndarray:
@@ -99,33 +90,34 @@ class Pairs:
         return self._encrypted_symbols() - self.encrypted_mean
 
     def _encrypted_symbols(self) -> np.ndarray:
-        return self._symbols(cut(self.encrypted, self.tile) if self.is_image else self.encrypted)
-
-    def _symbols(self, patches: np.ndarray) -> np.ndarray:
-        """What the scheme moves: values, or the low and high halves of bytes."""
-        if self.config.scheme in NIBBLE_SCHEMES:
-            return np.concatenate([patches & 15, patches >> 4], axis=-1)
-        return patches
+        return symbols(to_patches(self.encrypted, self.config.tile), self.config.symbol_bits)
 
 
 def cut(images: np.ndarray, tile: int) -> np.ndarray:
     """(N, C, S, S) -> (N, P, C tile²), patches in row-major order."""
-    count, channels, size, _ = images.shape
-    grid = size // tile
-    tiles = images.reshape(count, channels, grid, tile, grid, tile).transpose(0, 2, 4, 1, 3, 5)
-    return tiles.reshape(count, grid * grid, channels * tile * tile)
+    return rearrange(images, "n c (h p) (w q) -> n (h w) (c p q)", p=tile, q=tile)
 
 
 def join(patches: np.ndarray, size: int) -> np.ndarray:
     """The inverse of `cut`, for three channels."""
-    count, positions, _ = patches.shape
-    grid = round(positions**0.5)
-    tile = size // grid
-    tiles = patches.reshape(count, grid, grid, 3, tile, tile).transpose(0, 3, 1, 4, 2, 5)
-    return tiles.reshape(count, 3, size, size)
+    grid = math.isqrt(patches.shape[1])
+    return rearrange(patches, "n (h w) (c p q) -> n c (h p) (w q)", c=3, h=grid, p=size // grid)
 
 
-def _mean(patches: np.ndarray) -> np.ndarray:
+def to_patches(encrypted: np.ndarray, tile: int) -> np.ndarray:
+    """Patches of ciphertexts: images are cut, a patch representation is as it is."""
+    return cut(encrypted, tile) if encrypted.ndim == 4 else encrypted
+
+
+def symbols(values: np.ndarray, bits: int | None) -> np.ndarray:
+    """What a permutation cipher moves, (..., D) -> (..., 8 D / bits): bytes, or their low halves and then the high
+    ones; the values themselves if `bits` is None."""
+    if bits is None:
+        return values
+    return np.concatenate([values >> shift & (2**bits - 1) for shift in range(0, 8, bits)], axis=-1)
+
+
+def mean_patch(patches: np.ndarray) -> np.ndarray:
     """Of each position over the images, as float32."""
     return patches.mean(0, dtype=np.float64).astype(np.float32)
 
@@ -145,76 +137,37 @@ def load_pairs(
     Raises:
         DatasetError: the source has fewer rows than the folder, or the folder is not made of it.
     """
-    encrypted = load_from_disk(str(folder))
-    streaming = is_table(source)
+    config, manifest, encrypted = encoder.config, read_manifest(folder), load_from_disk(str(folder))
+    streaming, rejected = is_table(source), _rejected(folder)
     with quiet_datasets():
         splits = dict(load_source(source, streaming))
-    rejected = _rejected(folder)
-    per_image = 3 * encoder.config.image_size**2
-    if shape := encoder.config.representation:
-        per_image = max(per_image, shape[0] * shape[1])
-    views = {name: store.views_of(store.read_manifest(folder), name) for name in encrypted}
-    total = sum(len(split) // views[name] for name, split in encrypted.items())
-    count = min(max_images, total, max(16, MAX_VALUES // per_image))
+    images = {name: len(split) // views_of(manifest, name) for name, split in encrypted.items()}
+    total, values = sum(images.values()), max(3 * config.image_size**2, math.prod(config.patch_shape or ()))
+    count = min(max_images, total, max(16, MAX_VALUES // values))
     chosen = np.arange(count) if streaming else np.sort(np.random.default_rng(seed).choice(total, count, replace=False))
-    plain, stored, first = [], [], 0
+    plain: list[np.ndarray] = []
+    stored: list[np.ndarray | None] = []
+    first = 0
     for name, split in encrypted.items():
-        images = len(split) // views[name]
-        rows = [int(row) - first for row in chosen if first <= row < first + images]
-        first += images
+        rows = (chosen[(chosen >= first) & (chosen < first + images[name])] - first).tolist()
+        first += images[name]
+        if rows and name not in splits:
+            raise DatasetError(f"{source} has no split {name}, which the encrypted folder has")
         if rows:
-            stored += _stored(split, [row * views[name] for row in rows], encoder.config)
-            plain += _plain(splits, name, rows, rejected.get(name, set()), encoder.config, image_column, source)
-    return _compare(encoder, np.stack(plain), stored, [int(row) for row in chosen], source, folder)
+            stored += _stored(split, [row * views_of(manifest, name) for row in rows], encoder)
+            numbers = _source_rows(rows, rejected.get(name, set()))
+            plain += _plain(splits[name], numbers, config, image_column, f"the split {name} of {source}")
+    return _compare(encoder, np.stack(plain), stored, chosen.tolist(), f"rows of {folder}", source)
 
 
 def _rejected(folder: Path) -> dict[str, set[int]]:
     """The source rows of each split that are not in the folder."""
     left_out: dict[str, set[int]] = {}
-    if (folder / store.REJECTED).exists():
-        for line in (folder / store.REJECTED).read_text().splitlines():
+    if (folder / REJECTED).exists():
+        for line in (folder / REJECTED).read_text().splitlines():
             entry = json.loads(line)
             left_out.setdefault(entry["split"], set()).add(entry["row"])
     return left_out
-
-
-def _stored(split: Dataset, rows: list[int], config: PublicConfig) -> list[np.ndarray | None]:
-    """Ciphertexts as arrays; None for one that cannot be what `encrypt` wrote."""
-    if config.representation:
-        return list(
-            split.cast_column("image", Array2D(config.representation, "float32")).with_format("numpy")[rows]["image"]
-        )
-    images: list[np.ndarray | None] = []
-    for image in split.select(rows).cast_column("image", Image(decode=False))["image"]:
-        try:
-            images.append(prepare(image, config).transpose(2, 0, 1))
-        except ImageError:
-            images.append(None)
-    return images
-
-
-def _plain(
-    splits: dict, name: str, rows: list[int], rejected: set[int], config: PublicConfig, image_column: str | None,
-    source: str,
-) -> list[np.ndarray]:  # fmt: skip
-    """uint8 (3, S, S) of the source rows that the folder's `rows` were made of."""
-    if name not in splits:
-        raise DatasetError(f"{source} has no split {name}, which the encrypted folder has")
-    split = splits[name]
-    column = find_columns(split.features or next(iter(split)), image_column, None).image
-    split = split.select_columns([column])
-    if split.features is not None and isinstance(split.features[column], Image):
-        split = split.cast_column(column, Image(decode=False))
-    numbers = _source_rows(rows, rejected)
-    if isinstance(split, Dataset):
-        found = split.select([number for number in numbers if number < len(split)])
-    else:
-        found = (entry for number, entry in zip(range(numbers[-1] + 1), split) if number in set(numbers))
-    bar = tqdm(found, desc=f"Reading {name}", total=len(numbers), unit=" images", leave=False)
-    images = [prepare(entry[column], config).transpose(2, 0, 1) for entry in bar]
-    if len(images) != len(numbers):
-        raise DatasetError(f"{source} has fewer images in {name} than the encrypted folder")
-    return images
 
 
 def _source_rows(rows: list[int], rejected: set[int]) -> list[int]:
@@ -224,40 +177,72 @@ def _source_rows(rows: list[int], rejected: set[int]) -> list[int]:
     return [places[row] for row in rows]
 
 
-def _compare(encoder: Encoder, plain: np.ndarray, stored: list, rows: list[int], source: str, folder: Path) -> Pairs:
+def _stored(split: Dataset, rows: list[int], encoder: Encoder) -> list[np.ndarray | None]:
+    """Ciphertexts as arrays; None for one that cannot be what `encrypt` wrote."""
+    found: list[np.ndarray | None] = []
+    for batch in split.select(rows).with_format("arrow").iter(1):
+        try:
+            found.append(encoder.stored.arrays(batch["image"].to_pylist())[0])
+        except (ImageError, TypeError):  # TypeError: an empty row
+            found.append(None)
+    return found
+
+
+def _plain(
+    split: Dataset | IterableDataset, numbers: list[int], config: SchemeConfig, image_column: str | None, where: str
+) -> list[np.ndarray]:
+    """uint8 (3, S, S) of the source rows with these `numbers`, which rise."""
+    column = find_columns(split.features or next(iter(split)), image_column, None).image
+    split = split.select_columns([column])
+    if split.features is not None and isinstance(split.features[column], Image):
+        split = split.cast_column(column, Image(decode=False))
+    entries, images = _entries(split, numbers), []
+    with tqdm(desc="Reading images", total=len(numbers), unit=" images", leave=False) as bar:
+        while batch := [entry[column] for entry in itertools.islice(entries, READ_IMAGES)]:
+            for image in prepare_all(batch, config):
+                if isinstance(image, ImageError):
+                    raise DatasetError(f"an image of {where} cannot be read, and could be when it was encrypted: {image}")
+                images.append(image)
+            bar.update(len(batch))
+    if len(images) != len(numbers):
+        raise DatasetError(f"{where} has fewer images than the encrypted folder")
+    return images
+
+
+def _entries(split: Dataset | IterableDataset, numbers: list[int]) -> Iterator[dict]:
+    if isinstance(split, Dataset):
+        return iter(split.select([number for number in numbers if number < len(split)]))
+    wanted = set(numbers)
+    return (entry for number, entry in zip(range(numbers[-1] + 1), split) if number in wanted)
+
+
+def _compare(
+    encoder: Encoder, plain: np.ndarray, stored: list[np.ndarray | None], rows: list[int], what: str, source: str
+) -> Pairs:
     """The rows that are what the key makes of the source; an error if most are not."""
     good, encrypted, wrong = [], [], []
-    for start in range(0, len(plain), BATCH_SIZE):
-        batch = torch.from_numpy(plain[start : start + BATCH_SIZE])
-        for number, expected in enumerate(encoder.encrypt(batch).numpy(), start):
-            if stored[number] is not None and _equal(stored[number], expected, encoder.config):
-                good.append(number)
-                encrypted.append(_unshuffled(stored[number], plain[number], encoder))
-            else:
-                wrong.append(rows[number])
+    for number, expected in enumerate(encrypt_all(encoder.encrypt_in_place, plain)):
+        found = stored[number]
+        if found is not None and encoder.config.shuffles:  # the attack of the row `shuffle` undoes it for an attacker
+            found = found[np.argsort(encoder.shuffle_order(torch.from_numpy(plain[number])))]
+        if found is not None and _equal(found, expected, encoder.config):
+            good.append(number)
+            encrypted.append(found)
+        else:
+            wrong.append(rows[number])
     if len(good) < max(4, len(wrong)):
         raise DatasetError(
-            f"{len(wrong)} of {len(rows)} rows of {folder} are not what this key makes of {source}: give the dataset "
-            "that was encrypted (an audit needs four images or more)"
+            f"{len(wrong)} of {len(rows)} {what} are not what this key makes of {source}: give the dataset that was "
+            "encrypted (an audit needs four images or more)"
         )
-    return Pairs(encoder.config, plain[good], np.stack(encrypted), tuple(rows[n] for n in good), tuple(wrong))
+    return Pairs(encoder.config, plain[good], np.stack(encrypted), tuple(wrong))
 
 
-def _equal(stored: np.ndarray, expected: np.ndarray, config: PublicConfig) -> bool:
+def _equal(stored: np.ndarray, expected: np.ndarray, config: SchemeConfig) -> bool:
     """Whether a stored ciphertext is the expected one; those of a float32 network differ in their last digits."""
-    if getattr(config, "batch_norm", None) == "batch":
-        return stored.shape == expected.shape  # it depends on images that were beside it then
-    if config.scheme.startswith("color-neuracrypt-float") or config.representation:
-        return stored.shape == expected.shape and np.allclose(
-            stored.astype(np.float32), expected, rtol=1e-3, atol=1e-3 if config.representation else 1
-        )
-    return np.array_equal(stored, expected)
-
-
-def _unshuffled(ciphertext: np.ndarray, plain: np.ndarray, encoder: Encoder) -> np.ndarray:
-    """A representation with its patches where they were: what the attack of the row `shuffle` gives an attacker."""
-    if getattr(encoder.config, "shuffle", "off") == "off":
-        return ciphertext
-    restored = np.empty_like(ciphertext)
-    restored[encoder.patch_order(torch.from_numpy(plain))] = ciphertext
-    return restored
+    if config.exact:
+        return np.array_equal(stored, expected)
+    if stored.shape != expected.shape or config.depends_on_batch:  # on images that were beside it then
+        return stored.shape == expected.shape
+    least = 1 if config.patch_shape is None else 1e-3  # a grey level; values of a patch are about 1
+    return np.allclose(stored.astype(np.float32), expected, rtol=1e-3, atol=least)

@@ -13,7 +13,7 @@ from scipy.sparse.csgraph import shortest_path
 
 from hf_neuracrypt.audit.ciphertext import unit
 from hf_neuracrypt.audit.pairs import Pairs
-from hf_neuracrypt.audit.rows import NOT_APPLICABLE, Row, grade
+from hf_neuracrypt.audit.results import NOT_APPLICABLE, Row, grade
 
 
 COLOR_ORDERS = np.array(list(itertools.permutations(range(3))))
@@ -46,10 +46,10 @@ def candidates(pairs: Pairs) -> tuple[Row, np.ndarray | None]:
     """6 orders of colours times 8 signs for each pixel, decided by its neighbour (Chang and Li, 2020).
 
     Returns:
-        The row, and all images as redrawn, uint8 (N, 3, S, S), in the colours of the best of the 48 first pixels.
+        The row, and all images as reconstructed, uint8 (N, 3, S, S), in the colours of the best of the 48 first pixels.
     """
-    if pairs.config.scheme != "pe":
-        return Row("candidates", NOT_APPLICABLE, "This scheme does not invert and recolour single pixels."), None
+    if pairs.config.symbol_bits is None or pairs.config.tile_name:
+        return Row("candidates", NOT_APPLICABLE, "This scheme does not encrypt each pixel by itself."), None
     orders, signs = _decide(pairs.encrypted[:CANDIDATE_IMAGES])
     together = _best_colors(_apply(pairs.encrypted, orders, signs), pairs.plain)
     alone = []
@@ -69,8 +69,8 @@ def _decide(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Colours of each pixel that are nearest to its neighbour's: the left one in the first row, else the upper one.
 
     Returns:
-        For each colour of each pixel the colour of the ciphertext it is taken from, int (3, S, S), and whether that is
-        inverted, uint8 (3, S, S) of 0 or 255.
+        Which colour of the ciphertext is each colour of each pixel, int (3, S, S), and whether it is inverted, uint8
+        (3, S, S) of 0 or 255.
     """
     size = images.shape[-1]
     orders = np.broadcast_to(np.arange(3)[:, None, None], (3, size, size)).copy()
@@ -95,19 +95,17 @@ def _apply(images: np.ndarray, orders: np.ndarray, signs: np.ndarray) -> np.ndar
 
 def _best_colors(guess: np.ndarray, plain: np.ndarray) -> np.ndarray:
     """The first pixel is a guess: of its 48 colours, an attacker takes those that look right."""
-    all_colors = (
-        guess[:, order] ^ sign[None, :, None, None] for order, sign in itertools.product(COLOR_ORDERS, SIGNS)
-    )  # fmt: skip
-    return max(all_colors, key=lambda images: (images == plain).mean())
+    colors = itertools.product(COLOR_ORDERS, SIGNS)
+    return max((guess[:, order] ^ sign[:, None, None] for order, sign in colors), key=lambda all: (all == plain).mean())
 
 
 def jigsaw(pairs: Pairs, order: np.ndarray | None, seed: int) -> Row:
     """Blocks put back into their places, but for a turned or mirrored whole, by how their values go together.
 
     Two blocks are the more alike, the more the best correlated of their values correlate over the images; that depends
-    neither on what happens inside a block nor on its sign. Steps to the nearest blocks give a map of them (Isomap;
-    Tenenbaum et al. 2000), that a grid, and exchanges of two blocks end it. That unmoved pixels can be ordered so is
-    shown by Le Roux et al., "Learning the 2-D topology of images" (2007).
+    neither on what happens inside a block nor on its sign. Steps to the nearest blocks give a map of all blocks (Isomap;
+    Tenenbaum et al. 2000), the map is fitted to a grid, and exchanges of two blocks improve it. Le Roux et al.,
+    "Learning the 2-D topology of images" (2007), order single pixels in this way.
 
     Args:
         order: int (P,), where each block of the ciphertext comes from; None: blocks do not move.
@@ -128,7 +126,7 @@ def jigsaw(pairs: Pairs, order: np.ndarray | None, seed: int) -> Row:
 
 def put_back(pairs: Pairs, seed: int) -> np.ndarray:
     """The block of the ciphertexts that belongs at each place, int (P,), but for a turned or mirrored whole."""
-    return _arrange(_likeness(pairs.encrypted_centred, pairs.tile, seed))
+    return _arrange(_likeness(pairs.encrypted_centred, pairs.config.tile, seed), seed)
 
 
 def _likeness(centred: np.ndarray, strongest: int, seed: int) -> np.ndarray:
@@ -147,12 +145,12 @@ def _likeness(centred: np.ndarray, strongest: int, seed: int) -> np.ndarray:
     return likeness
 
 
-def _arrange(likeness: np.ndarray) -> np.ndarray:
+def _arrange(likeness: np.ndarray, seed: int) -> np.ndarray:
     """The block at each place of a square grid, int (P,): of several maps the one whose neighbours are most alike."""
     count = len(likeness)
     rows, columns = np.divmod(np.arange(count), round(count**0.5))
     grid = np.stack([rows - rows.mean(), columns - columns.mean()], axis=1)
-    beside, best, most = (_distances(count) == 1).astype(float), None, -1.0
+    beside, best, most = (_distances(count) == 1).astype(float), np.arange(count), -1.0
     maps = [_map(likeness, nearest) for nearest in NEAREST]
     for points, angle in itertools.product(maps, np.linspace(0, np.pi / 2, 18, endpoint=False)):
         turned = points @ np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
@@ -163,8 +161,9 @@ def _arrange(likeness: np.ndarray) -> np.ndarray:
             best, most = places, total
     if count > JIGSAW_BLOCKS[1]:
         return best
-    start = {"maximize": True, "partial_guess": np.stack([np.arange(count), best], axis=1)}
-    return quadratic_assignment(beside, likeness, method="2opt", options=start).col_ind
+    guess, rng = np.stack([np.arange(count), best], axis=1), np.random.default_rng(seed)
+    options = {"maximize": True, "partial_guess": guess, "rng": rng}  # without `rng`, the state of NumPy's own counts
+    return quadratic_assignment(beside, likeness, method="2opt", options=options).col_ind
 
 
 def _map(likeness: np.ndarray, nearest: int) -> np.ndarray:
@@ -173,8 +172,7 @@ def _map(likeness: np.ndarray, nearest: int) -> np.ndarray:
     steps = shortest_path((likeness >= least) | (likeness >= least.T), directed=False, unweighted=True)
     squares = np.minimum(steps, 2 * len(likeness) ** 0.5) ** 2
     squares = squares - squares.mean(0) - squares.mean(1, keepdims=True) + squares.mean()
-    last = (len(squares) - 2, len(squares) - 1)
-    variances, axes = eigh(-squares / 2, subset_by_index=last)
+    variances, axes = eigh(-squares / 2, subset_by_index=(len(squares) - 2, len(squares) - 1))
     return axes * np.sqrt(variances.clip(1e-9))
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from hf_neuracrypt import store
 from hf_neuracrypt.audit.attacks import Audit
-from hf_neuracrypt.cards import render
+from hf_neuracrypt.data.manifest import write_whole
+from hf_neuracrypt.publish.cards import render
 
 
 PICTURES, PICTURE_PIXELS = 6, 140  # rows of pictures, and what a picture is wide on the page
@@ -20,7 +20,7 @@ PICTURES, PICTURE_PIXELS = 6, 140  # rows of pictures, and what a picture is wid
 def write_report(audit: Audit, output: Path) -> None:
     """Write `audit.json` and `audit.html` into a folder that is made if it is not there."""
     output.mkdir(parents=True, exist_ok=True)
-    store.write_whole(output / "audit.json", json.dumps(audit.to_dict(), indent=2) + "\n")
+    write_whole(output / "audit.json", json.dumps(audit.to_dict(), indent=2) + "\n")
     page = render(
         "audit.html.jinja",
         autoescape=True,
@@ -29,7 +29,7 @@ def write_report(audit: Audit, output: Path) -> None:
         columns=["plain", "encrypted", *audit.pictures.redrawn],
         pictures=list(_pictures(audit)),
     )
-    store.write_whole(output / "audit.html", page)
+    write_whole(output / "audit.html", page)
 
 
 def _pictures(audit: Audit) -> Iterator[list[str]]:

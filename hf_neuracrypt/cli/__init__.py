@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from hf_neuracrypt import __version__
-from hf_neuracrypt.cli import auditing, encrypting, keys, models, publishing
+from hf_neuracrypt.cli import audit, encrypt, keys, predict, push
 from hf_neuracrypt.errors import fail, one_line_errors
 
 
@@ -39,10 +39,17 @@ def program(
 
 
 for command in (
-    keys.keygen, keys.key_id, encrypting.encrypt, encrypting.verify, auditing.audit, publishing.push, encrypting.rotate,
-    models.predict, models.adapt,
+    keys.keygen, keys.key_id, encrypt.encrypt, encrypt.verify, audit.audit, push.push, predict.predict, predict.adapt
 ):  # fmt: skip
     app.command()(command)
+
+RENAMED = {
+    "rotate": "`encrypt --like FOLDER`, then `push --replace-key`",
+    "--on-error": "--max-bad-fraction SHARE (0, the default, stops at the first bad row)",
+    "--depth": "--scheme-option depth=N",
+    "--width": "--scheme-option width=N",
+    "--background": "--scheme-option background=#rrggbb",
+}
 
 
 def main() -> None:
@@ -57,7 +64,10 @@ def main() -> None:
         except Exception as error:
             if not hasattr(error, "format_message"):
                 raise
-            # The option parser's errors: an unknown option, a missing argument.
+            # The option parser's errors, whose classes Typer keeps to itself: an unknown option, a missing argument.
+            words = [word.partition("=")[0] for word in sys.argv[1:]]
+            if old := next((old for old in RENAMED if old in words), None):
+                fail(f"{old} is now {RENAMED[old]}", 2)
             command = getattr(getattr(error, "ctx", None), "command_path", "hf-neuracrypt")
             fail(f"{error.format_message()} (see {command} --help)", 2)
     sys.exit(status or 0)

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hf_neuracrypt.errors import KeyFileError
+from hf_neuracrypt.errors import DatasetError, KeyFileError, NeuraCryptError
 
 
 if TYPE_CHECKING:
+    from hf_neuracrypt.data.record import Record
     from hf_neuracrypt.keys import SecretKey
 
 EncryptedFolder = Annotated[Path, typer.Argument(help="A folder written by `encrypt`.")]
@@ -23,7 +24,16 @@ LabelColumn = Annotated[str | None, typer.Option(help="Default: label, labels or
 PublishedColumn = Annotated[
     list[str] | None, typer.Option(metavar="NAME", help="Also publish this column, in clear. Repeatable.")
 ]
-NumProc = Annotated[int, typer.Option(min=1, metavar="N", help="Worker processes on this machine.")]
+Encrypted = Annotated[
+    str,
+    typer.Option(
+        metavar="FOLDER",
+        help="The encrypted dataset that the model learned from, or its neuracrypt.json: it says how to encrypt.",
+    ),
+]
+Yes = Annotated[
+    bool, typer.Option("--yes", help="Take the encryption parameters from --encrypted though that is on the Hub.")
+]
 
 
 def load_key(path: Path, passphrase_file: Path | None) -> "SecretKey":
@@ -40,6 +50,37 @@ def load_key(path: Path, passphrase_file: Path | None) -> "SecretKey":
             raise KeyFileError(f"{path} is locked with a passphrase: give --passphrase-file")
         words = typer.prompt(f"Passphrase of {path}", hide_input=True, err=True)
     return SecretKey.load(path, passphrase=words, passphrase_file=passphrase_file)
+
+
+def load_record(encrypted: str, key: "SecretKey", yes: bool) -> "Record":
+    """How the owner encrypts queries: as a local encrypted folder, or its manifest, says; shown before anything goes.
+
+    A record on the Hub could have been changed there, to a weaker cipher under the same key: it takes a word of consent.
+
+    Raises:
+        DatasetError: it is not encrypted, damaged, or not there.
+        KeyMismatchError: it was encrypted under another key.
+        NeuraCryptError: nobody consented.
+    """
+    from hf_neuracrypt.data.manifest import MANIFEST, read_manifest
+    from hf_neuracrypt.data.record import Record
+    from hf_neuracrypt.data.sources import stored_record
+
+    path = Path(encrypted)
+    if path.name == MANIFEST and path.is_file():
+        record = Record.from_dict(read_manifest(path.parent))
+    else:
+        record = stored_record(encrypted)
+    if record is None:
+        raise DatasetError(f"{encrypted} is not encrypted: give the encrypted dataset that the model learned from")
+    record.check_key(key, encrypted)
+    note(f"Encrypting as {record.config.to_json()} under the key {key.id}.")
+    if not path.exists() and not yes:
+        question = f"These parameters come from {encrypted} on the Hub, not from your own copy. Encrypt like that?"
+        if not sys.stdin.isatty():
+            raise NeuraCryptError(f"the encryption parameters come from {encrypted} on the Hub: --yes takes them")
+        typer.confirm(question, abort=True, err=True)
+    return record
 
 
 def note(text: str) -> None:

@@ -2,7 +2,7 @@
 
 import torch
 
-from hf_neuracrypt.configuration import PublicConfig
+from hf_neuracrypt import schemes
 from hf_neuracrypt.encoders.base import Encoder
 from hf_neuracrypt.encoders.blockwise import ELE, LE, PE, EtC, ViTBlockwise
 from hf_neuracrypt.encoders.color_neuracrypt import ColorNeuraCrypt
@@ -11,21 +11,19 @@ from hf_neuracrypt.errors import ConfigError, first_line
 from hf_neuracrypt.keys import SecretKey
 
 
-ENCODERS: dict[str, type[Encoder]] = {
-    "color-neuracrypt/v1": ColorNeuraCrypt,
-    "le/v1": LE,
-    "pe/v1": PE,
-    "etc/v1": EtC,
-    "ele/v1": ELE,
-    "vit-blockwise/v1": ViTBlockwise,
-    "color-neuracrypt-float/v1": ColorNeuraCryptFloat,
-    "neuracrypt/v1": NeuraCrypt,
+ENCODERS: dict[type[schemes.SchemeConfig], type[Encoder]] = {
+    schemes.EncoderConfig: ColorNeuraCrypt,
+    schemes.LEConfig: LE,
+    schemes.PEConfig: PE,
+    schemes.EtCConfig: EtC,
+    schemes.ELEConfig: ELE,
+    schemes.ViTBlockwiseConfig: ViTBlockwise,
+    schemes.FloatConfig: ColorNeuraCryptFloat,
+    schemes.NeuraCryptConfig: NeuraCrypt,
 }
 
 
-def load_encoder(
-    config: PublicConfig, key: SecretKey, device: str | torch.device = "cpu", compile: bool = False
-) -> Encoder:
+def load_encoder(config: schemes.SchemeConfig, key: SecretKey, device: str | torch.device = "cpu") -> Encoder:
     """The encoder of `config`, keyed; its `encrypt` takes a uint8 batch (B, 3, S, S) and gives one back
     (`neuracrypt`: float32 patches).
 
@@ -33,8 +31,6 @@ def load_encoder(
         config: public parameters; their class says which scheme.
         key: the secret key.
         device: where the encoder computes; the bytes are the same everywhere, but for the float32 schemes.
-        compile: for Color-NeuraCrypt: use torch.compile where the products are not fused; worth its start-up time for
-            long jobs.
 
     Raises:
         ConfigError: there is no such device here.
@@ -43,5 +39,4 @@ def load_encoder(
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch raises either for a device it lacks
         raise ConfigError(f"device {device} cannot be used here: {first_line(error)}") from None
-    encoder = ENCODERS[config.algorithm]
-    return encoder(config, key, device, **({"compile": True} if compile and encoder is ColorNeuraCrypt else {}))
+    return ENCODERS[type(config)](config, key, device)

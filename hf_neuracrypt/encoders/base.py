@@ -1,10 +1,11 @@
-"""What all encoders have in common: a config, a key, and a check of what they are given."""
+"""What all encoders have in common: a config, a key, how ciphertexts are stored, and a check of what they are given."""
 
 import torch
 
-from hf_neuracrypt.configuration import PublicConfig
+from hf_neuracrypt.encoders.stored import Stored, stored_as
 from hf_neuracrypt.errors import ImageError
 from hf_neuracrypt.keys import SecretKey
+from hf_neuracrypt.schemes import SchemeConfig
 
 
 class Encoder:
@@ -14,10 +15,14 @@ class Encoder:
         config: public parameters of the scheme.
         key: the secret key. The object holds what was derived from it and is as secret as the key.
         device: where it computes; images are moved there and their ciphertexts back.
+
+    Attributes:
+        stored: how its ciphertexts become rows of a dataset.
     """
 
-    def __init__(self, config: PublicConfig, key: SecretKey, device: str | torch.device = "cpu"):
+    def __init__(self, config: SchemeConfig, key: SecretKey, device: str | torch.device = "cpu"):
         self.config, self.key, self.device = config, key, torch.device(device)
+        self.stored: Stored = stored_as(config)
 
     def encrypt(self, images: torch.Tensor) -> torch.Tensor:
         """Encrypt a batch.
@@ -27,12 +32,24 @@ class Encoder:
 
         Returns:
             uint8 RGB of the same shape, contiguous, on the device of `images`; float32 (B, N, width) from a scheme
-            whose config has a `representation`.
+            whose config has a `patch_shape`.
 
         Raises:
             ImageError: another dtype or shape.
         """
         raise NotImplementedError
+
+    def encrypt_in_place(self, images: torch.Tensor) -> torch.Tensor:
+        """`encrypt`, for attacks that know how to undo a shuffle: the patches of each image stay where they are."""
+        return self.encrypt(images)
+
+    def block_order(self) -> list[int]:
+        """Where each patch or block of a ciphertext comes from, alike in all images."""
+        return list(range(self.config.num_patches))
+
+    def shuffle_order(self, image: torch.Tensor) -> list[int]:
+        """Where each patch of an image's ciphertext comes from, anew for each image, uint8 (3, S, S)."""
+        return list(range(self.config.num_patches))
 
     def _check(self, images: object, method: str = "encrypt") -> None:
         size = self.config.image_size
@@ -45,6 +62,6 @@ class Encoder:
     def __repr__(self) -> str:
         return f"{type(self).__name__}(key_id={self.key.id!r}, config={self.config.to_json()})"
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple:
         # The key goes as a reference to its file; the worker derives the rest again.
         return type(self), (self.config, self.key, str(self.device))

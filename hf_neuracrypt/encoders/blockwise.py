@@ -21,11 +21,12 @@ import math
 
 import numpy as np
 import torch
+from einops import rearrange
 
-from hf_neuracrypt.configuration import PublicConfig
 from hf_neuracrypt.encoders.base import Encoder
 from hf_neuracrypt.errors import NeuraCryptError
 from hf_neuracrypt.keys import SecretKey
+from hf_neuracrypt.schemes import EtCConfig, LEConfig, PEConfig, SchemeConfig, ViTBlockwiseConfig
 
 
 Table = tuple[np.ndarray, np.ndarray]  # where each symbol comes from, and the bits it is inverted by; of equal shape
@@ -35,14 +36,12 @@ COLOR_ORDERS = list(itertools.permutations(range(3)))
 class PermutationCipher(Encoder):
     """A cipher that is a gather and an exclusive or. Subclasses say which, in `table`."""
 
-    nibbles = False
-
-    def __init__(self, config: PublicConfig, key: SecretKey, device: str | torch.device = "cpu"):
+    def __init__(self, config: SchemeConfig, key: SecretKey, device: str | torch.device = "cpu"):
         super().__init__(config, key, device)
+        self.nibbles = config.symbol_bits == 4
         index, mask = (part.reshape(-1) for part in self.table())
         self._index = torch.from_numpy(index).to(self.device)
         self._mask = torch.from_numpy(mask.astype(np.uint8)).to(self.device)
-        self.invertible = len(np.unique(index)) == len(index)
 
     def table(self) -> Table:
         """(index, mask) of all symbols: (3, S, S) for bytes, (2, 3, S, S) for nibbles, the low ones first."""
@@ -61,17 +60,17 @@ class PermutationCipher(Encoder):
             NeuraCryptError: the scheme is lossy.
         """
         self._check(images, "decrypt")
-        if not self.invertible:
+        if not self.config.invertible:
             raise NeuraCryptError(f"{self.config.to_json()} loses colours: its ciphertexts cannot be decrypted")
         symbols = self._split(images.to(self.device)) ^ self._mask
         return self._join(symbols.index_select(1, torch.argsort(self._index))).to(images.device)
 
-    def block_order(self, size: int) -> np.ndarray:
-        """Where each block of `size` pixels of a ciphertext comes from, int (blocks,), for a cipher that moves them."""
-        positions = (self._index.cpu().numpy() % (3 * self.config.image_size**2)).reshape(self._positions().shape)
-        first = to_blocks(positions, size).reshape((self.config.image_size // size) ** 2, -1)[:, 0]
-        rows, columns = np.divmod(first % self.config.image_size**2, self.config.image_size)
-        return rows // size * (self.config.image_size // size) + columns // size
+    def block_order(self) -> list[int]:
+        size, tile = self.config.image_size, self.config.tile
+        positions = (self._index.cpu().numpy() % (3 * size**2)).reshape(self._positions().shape)
+        first = to_blocks(positions, tile).reshape(self.config.num_patches, -1)[:, 0]
+        rows, columns = np.divmod(first % size**2, size)
+        return (rows // tile * (size // tile) + columns // tile).tolist()
 
     def _split(self, images: torch.Tensor) -> torch.Tensor:
         if self.nibbles:
@@ -109,7 +108,7 @@ class LE(PermutationCipher):
     derives it from the permutation, off by one from half (47 of 96). We follow the code: it made the figures.
     """
 
-    nibbles = True
+    config: LEConfig
 
     def table(self) -> Table:
         return self._join_blocks(*self._scramble(self._nibbles_of_blocks(), shared=True))
@@ -158,6 +157,8 @@ class PE(PermutationCipher):
     without the shuffle.
     """
 
+    config: PEConfig
+
     def table(self) -> Table:
         index = self._positions()
         mask = 255 * self._choices("negative", index.shape, 2)
@@ -181,6 +182,8 @@ class EtC(PermutationCipher):
     MaungMaung and Kiya (github.com/fugokidi/etc-classify) define EtC as "correct" does, on blocks of 16 pixels; their
     code ties mirroring to rotation by using the wrong key. That is a bug without a figure of its own, so not offered.
     """
+
+    config: EtCConfig
 
     # What assigning in place makes of the codes 0 to 5: the channel that each channel ends up with.
     MADONO_COLORS = ((0, 1, 2), (1, 1, 2), (2, 1, 2), (0, 2, 2), (2, 2, 2), (1, 2, 1))
@@ -214,8 +217,10 @@ class ViTBlockwise(PermutationCipher):
 
     One keyed permutation of the 3 P^2 values (colour, row, column) of a patch, the same for all patches, and one of the
     patches: value i of patch j of the ciphertext is value `pixel_order[i]` of patch `patch_order[j]`. The two commute.
-    A model whose patch and position embeddings are permuted alike cannot tell the difference: see `adaptation`.
+    A model whose patch and position embeddings are permuted alike cannot tell the difference: see `models.embeddings`.
     """
+
+    config: ViTBlockwiseConfig
 
     @property
     def pixel_order(self) -> np.ndarray:
@@ -223,7 +228,7 @@ class ViTBlockwise(PermutationCipher):
 
     @property
     def patch_order(self) -> np.ndarray:
-        return self._order("blocks", (self.config.image_size // self.config.patch_size) ** 2)
+        return self._order("blocks", self.config.num_patches)
 
     def table(self) -> Table:
         patches = to_blocks(self._positions(), self.config.patch_size)
@@ -233,20 +238,12 @@ class ViTBlockwise(PermutationCipher):
 
 def to_blocks(image: np.ndarray, size: int) -> np.ndarray:
     """(..., S, S) -> (N, ..., size, size), blocks in row-major order."""
-    *leading, side, _ = image.shape
-    grid, rank = side // size, len(leading)
-    tiles = image.reshape(*leading, grid, size, grid, size)
-    tiles = tiles.transpose(rank, rank + 2, *range(rank), rank + 1, rank + 3)
-    return tiles.reshape(grid * grid, *leading, size, size)
+    return rearrange(image, "... (h p) (w q) -> (h w) ... p q", p=size, q=size)
 
 
 def from_blocks(blocks: np.ndarray) -> np.ndarray:
     """The inverse of `to_blocks`: (N, ..., size, size) -> (..., S, S)."""
-    count, *leading, size, _ = blocks.shape
-    grid, rank = math.isqrt(count), len(leading)
-    tiles = blocks.reshape(grid, grid, *leading, size, size)
-    tiles = tiles.transpose(*range(2, 2 + rank), 0, 2 + rank, 1, 3 + rank)
-    return tiles.reshape(*leading, grid * size, grid * size)
+    return rearrange(blocks, "(h w) ... p q -> ... (h p) (w q)", h=math.isqrt(len(blocks)))
 
 
 def choices(key: SecretKey, public: str, purpose: str, shape: tuple[int, ...], options: int) -> np.ndarray:

@@ -24,11 +24,11 @@ from fractions import Fraction
 import numpy as np
 import torch
 
-from hf_neuracrypt.configuration import EncoderConfig
 from hf_neuracrypt.encoders.base import Encoder
-from hf_neuracrypt.encoders.products import PRODUCTS, Layer, fastest
+from hf_neuracrypt.encoders.kernels import KERNELS, Layer, fastest
 from hf_neuracrypt.errors import NeuraCryptError
 from hf_neuracrypt.keys import SecretKey
+from hf_neuracrypt.schemes import EncoderConfig
 
 
 UNIT = 127  # int8 stands for [-1, 1]
@@ -57,28 +57,28 @@ def expand(config: EncoderConfig, key: SecretKey) -> Network:
     """Derive the network of (config, key); some 20 ms for the default config."""
     public, patch_values = config.to_json(), 3 * config.patch_size**2
 
-    def draw(purpose: str, out: int, fan_in: int, mean_square: Fraction, rectified: bool) -> tuple[Layer, Fraction]:
+    def draw(purpose: str, out: int, fan_in: int, mean_square: Fraction, zero: int) -> tuple[Layer, Fraction]:
         """The layer, and the mean square expected after it, given that before it."""
-        bits = weight_bits(fan_in)
+        bits, hidden = weight_bits(fan_in), purpose != "projection"
         largest = (1 << (bits - 1)) - 1
         # Uniform integers on [-m, m] have variance m (m + 1) / 3; ReLU halves a symmetric mean square.
-        expected = (mean_square * fan_in + UNIT**2) * Fraction(largest * (largest + 1), 6 if rectified else 3)
+        expected = (mean_square * fan_in + UNIT**2) * Fraction(largest * (largest + 1), 6 if hidden else 3)
         shift = 1
         while expected / 4**shift > LAYER_MEAN_SQUARE:
             shift += 1
         weight = key.integers(public, f"{purpose}/weight", (out, fan_in), bits)
         bias = UNIT * key.integers(public, f"{purpose}/bias", (out,), bits).astype(np.int32)
-        return Layer(weight, bias, shift, rectified), expected / 4**shift
+        return Layer(weight, bias, shift, zero, hidden), expected / 4**shift
 
     hidden, fan_in, mean_square = [], patch_values, Fraction(PIXEL_MEAN_SQUARE)
     for index in range(config.depth + 1):
-        layer, mean_square = draw(f"layer/{index}", config.width, fan_in, mean_square, rectified=True)
+        layer, mean_square = draw(f"layer/{index}", config.width, fan_in, mean_square, 0 if index else 128)
         hidden.append(layer)
         fan_in = config.width
     position = key.integers(public, "position", (config.num_patches, config.width), POSITION_BITS)
     largest = (1 << (POSITION_BITS - 1)) - 1
     mean_square += Fraction(largest * (largest + 1), 6)
-    projection, _ = draw("projection", patch_values, config.width, mean_square, rectified=False)
+    projection, _ = draw("projection", patch_values, config.width, mean_square, 0)
     return Network(hidden, position, projection)
 
 
@@ -89,29 +89,31 @@ class ColorNeuraCrypt(Encoder):
         config: public parameters.
         key: the secret key. The object holds the network derived from it and is as secret as the key.
         device: where the network lives; images are moved there and their ciphertexts back.
-        products: "fused", "int8" or "float32" (see `products`). All give the same bytes; default: the fastest here.
-        compile: fuse the steps after "int8" and "float32" products with torch.compile; for long jobs.
+        kernel: "fused", "int8" or "float32" (see `kernels`). All give the same bytes; default: the fastest here.
+
+    Attributes:
+        layers: the kernels, hidden ones and the projection: uint8 (rows, in) -> uint8 (rows, out).
     """
+
+    config: EncoderConfig
 
     def __init__(
         self,
         config: EncoderConfig,
         key: SecretKey,
         device: str | torch.device = "cpu",
-        products: str | None = None,
-        compile: bool = False,
+        kernel: str | None = None,
     ):
         super().__init__(config, key, device)
-        if products is not None and products not in PRODUCTS:
-            raise NeuraCryptError(f"products {products!r} is not supported: choose from {', '.join(PRODUCTS)}")
-        self.products = products or fastest(self.device.type)
-        network, product = expand(config, key), PRODUCTS[self.products]
-        self._hidden = [product(layer, self.device, compile) for layer in network.hidden]
-        self._projection = product(network.projection, self.device, compile)
+        if kernel is not None and kernel not in KERNELS:
+            raise NeuraCryptError(f"kernel {kernel!r} is not supported: choose from {', '.join(KERNELS)}")
+        self.kernel = kernel or fastest(self.device.type)
+        network, make = expand(config, key), KERNELS[self.kernel]
+        self.layers = [make(layer, self.device) for layer in (*network.hidden, network.projection)]
         # clamp(h + E, 0, 127) without leaving int8: clamp h to what E can be added to, then add.
         position = torch.from_numpy(network.position).to(self.device)
         self._position = position, (-position).clamp(min=0), 127 - position.clamp(min=0)
-        values = GPU_CHUNK_VALUES if self.device.type == "cuda" else product.chunk_values
+        values = GPU_CHUNK_VALUES if self.device.type == "cuda" else make.chunk_values
         self._chunk = max(1, values // (config.num_patches * max(config.width, 3 * config.patch_size**2)))
 
     @torch.inference_mode()
@@ -124,18 +126,18 @@ class ColorNeuraCrypt(Encoder):
         return encrypted.to(images.device)
 
     def _encrypt_chunk(self, images: torch.Tensor, out: torch.Tensor) -> None:
-        h = to_patches(images, self.config.patch_size).view(torch.int8).bitwise_xor_(-128)  # uint8 - 128, as int8
-        for layer in self._hidden:
+        *hidden, projection = self.layers
+        h = to_patches(images, self.config.patch_size)
+        for layer in hidden:
             h = layer(h)
         position, low, high = self._position
-        by_position = h.view(-1, *position.shape)
+        by_position = h.view(torch.int8).view(-1, *position.shape)
         torch.clamp(by_position, low, high, out=by_position).add_(position)
-        y = self._projection(h).bitwise_xor_(-128).view(torch.uint8)
-        pixel_shuffle(y, self.config.patch_size, out)
+        pixel_shuffle(projection(h), self.config.patch_size, out)
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple:
         # The key goes as a reference to its file; the worker derives the network again.
-        return ColorNeuraCrypt, (self.config, self.key, str(self.device), self.products)
+        return ColorNeuraCrypt, (self.config, self.key, str(self.device), self.kernel)
 
 
 def to_patches(images: torch.Tensor, patch: int) -> torch.Tensor:

@@ -28,6 +28,7 @@ import warnings
 
 import numpy as np
 import torch
+from einops import rearrange
 
 from hf_neuracrypt.encoders.base import Encoder
 from hf_neuracrypt.keys import SecretKey
@@ -52,6 +53,8 @@ class RandomNetwork(Encoder):
         out: values a patch becomes.
     """
 
+    config: NetworkConfig
+
     def __init__(self, config: NetworkConfig, key: SecretKey, device: str | torch.device, channels: int, out: int):
         super().__init__(config, key, device)
         self.channels, fan_in = channels, channels * config.patch_size**2
@@ -69,7 +72,7 @@ class RandomNetwork(Encoder):
             self._frozen = self._calibrate()
 
     @torch.no_grad()  # not inference_mode: a representation may go straight into training
-    def represent(self, images: torch.Tensor) -> torch.Tensor:
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 (B, 3, S, S) -> float32 (B, N, out) on the encoder's device."""
         images = images.to(self.device)
         if self.config.batch_norm == "batch" or len(images) <= CHUNK_IMAGES:
@@ -91,14 +94,13 @@ class RandomNetwork(Encoder):
         return torch.nn.functional.linear(torch.relu(h + self.position), *self.projection), used
 
     def _patches(self, images: torch.Tensor) -> torch.Tensor:
-        patch, grid = self.config.patch_size, self.config.image_size // self.config.patch_size
         if self.channels == 1:
             red, green, blue = images.float().unbind(1)
             values = ((0.299 * red + 0.587 * green + 0.114 * blue - GREY_MEAN) / GREY_STD)[:, None]
         else:
             values = images.float() / 127.5 - 1
-        values = values.reshape(len(images), self.channels, grid, patch, grid, patch)
-        return values.permute(0, 2, 4, 1, 3, 5).reshape(len(images), grid * grid, self.channels * patch * patch)
+        patch = self.config.patch_size
+        return rearrange(values, "b c (h p) (w q) -> b (h w) (c p q)", p=patch, q=patch)
 
     @torch.no_grad()
     def _calibrate(self) -> list[Linear]:
@@ -127,6 +129,8 @@ class RandomNetwork(Encoder):
 class ColorNeuraCryptFloat(RandomNetwork):
     """Color-NeuraCrypt as published: a patch representation of 3 P^2 values a patch, pixel-shuffled to an image."""
 
+    config: FloatConfig
+
     def __init__(self, config: FloatConfig, key: SecretKey, device: str | torch.device = "cpu"):
         super().__init__(config, key, device, channels=3, out=3 * config.patch_size**2)
 
@@ -134,26 +138,30 @@ class ColorNeuraCryptFloat(RandomNetwork):
         """uint8 RGB (B, 3, image_size, image_size) -> uint8 RGB of the same shape; see `Encoder.encrypt`."""
         self._check(images)
         patch, grid = self.config.patch_size, self.config.image_size // self.config.patch_size
-        y = self.represent(images).view(len(images), grid, grid, 3, patch, patch).permute(0, 3, 1, 4, 2, 5)
-        return (y * self.config.scale).round().add(128).clamp(0, 255).byte().reshape(images.shape).to(images.device)
+        y = (self.encode(images) * self.config.scale).round().add(128).clamp(0, 255).byte().to(images.device)
+        return rearrange(y, "b (h w) (c p q) -> b c (h p) (w q)", h=grid, p=patch, q=patch).contiguous()
 
 
 class NeuraCrypt(RandomNetwork):
     """NeuraCrypt as published: a patch representation of `width` values a patch, not an image."""
+
+    config: NeuraCryptConfig
 
     def __init__(self, config: NeuraCryptConfig, key: SecretKey, device: str | torch.device = "cpu"):
         super().__init__(config, key, device, config.channels, config.width)
 
     def encrypt(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 RGB (B, 3, image_size, image_size) -> float32 (B, patches, width). Raises ImageError."""
-        self._check(images)
-        y = self.represent(images).to(images.device)
-        if self.config.shuffle == "image":
+        y = self.encrypt_in_place(images)
+        if self.config.shuffles:
             for number, image in enumerate(images):
-                y[number] = y[number, self.patch_order(image)]
+                y[number] = y[number, self.shuffle_order(image)]
         return y
 
-    def patch_order(self, image: torch.Tensor) -> list[int]:
-        """Where each patch of an image's shuffled ciphertext comes from; `image` is uint8 (3, S, S)."""
+    def encrypt_in_place(self, images: torch.Tensor) -> torch.Tensor:
+        self._check(images)
+        return self.encode(images).to(images.device)
+
+    def shuffle_order(self, image: torch.Tensor) -> list[int]:
         digest = hashlib.sha256(image.cpu().contiguous().numpy().tobytes()).hexdigest()
         return self.key.permutation(self.config.to_json(), f"shuffle/{digest}", self.config.num_patches)

@@ -7,10 +7,10 @@ depend on device and batch size, so nothing is ever encrypted with it.
 import torch
 from torch import nn
 
-from hf_neuracrypt.configuration import EncoderConfig
 from hf_neuracrypt.encoders.color_neuracrypt import expand
-from hf_neuracrypt.encoders.products import Layer
+from hf_neuracrypt.encoders.kernels import Layer
 from hf_neuracrypt.keys import SecretKey
+from hf_neuracrypt.schemes import EncoderConfig
 
 
 class ColorNeuraCryptReference(nn.Module):

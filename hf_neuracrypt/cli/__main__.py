@@ -1,7 +1,0 @@
-"""`python -m hf_neuracrypt.cli` is `hf-neuracrypt`."""
-
-from hf_neuracrypt.cli import main
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,193 @@
+"""`encrypt` and `verify`: encrypted folders, from the source to the last check."""
+
+import signal
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from hf_neuracrypt.cli.common import (
+    EncryptedFolder,
+    ImageColumn,
+    KeyFile,
+    LabelColumn,
+    PassphraseFile,
+    load_key,
+    note,
+)
+from hf_neuracrypt.errors import ConfigError, DatasetError, KeyMismatchError, NeuraCryptError
+from hf_neuracrypt.schemes import SCHEMES
+
+
+def encrypt(
+    dataset: Annotated[
+        str, typer.Option(help="Hub id, folder of images, save_to_disk folder, or Parquet/CSV/JSON/tar.")
+    ],
+    key_file: KeyFile,
+    output: Annotated[Path, typer.Option(help="New folder for the encrypted dataset; run again to resume.")],
+    passphrase_file: PassphraseFile = None,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
+    keep_column: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Also store this column, in clear. Repeatable.")
+    ] = None,
+    hide_labels: Annotated[
+        bool, typer.Option("--hide-labels", help="Neutral class names, permuted by the key.")
+    ] = False,
+    max_rows: Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the first rows of each split.")] = None,
+    scheme: Annotated[str, typer.Option(help=f"One of: {', '.join(SCHEMES)}.")] = "color-neuracrypt",
+    image_size: Annotated[
+        int | None, typer.Option(help="Height and width, in pixels, of what is encrypted. Default: the scheme's (224).")
+    ] = None,
+    patch_size: Annotated[
+        int | None, typer.Option(help="That of the model to be trained: 8, 14, 16 or 32. Default: 16.")
+    ] = None,
+    scheme_option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Another parameter of the scheme: depth=2, say. Repeatable."),
+    ] = None,
+    like: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Scheme, columns and views as in this encrypted folder, under a new key."),
+    ] = None,
+    views: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=64,
+            metavar="N",
+            help="Rows for each image of the split train: itself, then versions of it moved by up to an eighth of the "
+            "side. Later, on ciphertexts, nothing can be augmented. More views also tell an attacker more.",
+        ),
+    ] = 1,
+    flip: Annotated[
+        bool, typer.Option("--flip", help="Mirror half of these versions, too: wrong for digits, text, left and right.")
+    ] = False,
+    shard_size: Annotated[int, typer.Option(min=1, metavar="N", help="Size of a shard file, in MB.")] = 500,
+    max_bad_fraction: Annotated[
+        float,
+        typer.Option(
+            min=0, max=1, metavar="SHARE", help="Leave out and list rows that cannot be encrypted, up to this share."
+        ),
+    ] = 0.0,
+    streaming: Annotated[
+        bool | None,
+        typer.Option(
+            "--streaming/--no-streaming",
+            help="Read the source once, without a copy in datasets' cache. Default: for local table files.",
+        ),
+    ] = None,
+    num_proc: Annotated[int, typer.Option(min=1, metavar="N", help="Worker processes on this machine.")] = 1,
+    rank: Annotated[
+        int, typer.Option(min=0, metavar="N", help="This machine's number, if several share the work.")
+    ] = 0,
+    world_size: Annotated[int, typer.Option(min=1, metavar="N", help="How many machines share the work.")] = 1,
+    device: Annotated[str, typer.Option(help="cpu or cuda. No effect on the result.")] = "cpu",
+) -> None:
+    """Encrypt a dataset into a new folder.
+
+    If the job is interrupted, run the same command again to resume it; the result does not depend on the interruption,
+    nor on how many processes and machines did the work. Exit status 3: done, but some rows were left out (see
+    rejected.jsonl).
+
+    \b
+    Example:
+      hf-neuracrypt encrypt --dataset photos/ --key-file hospital.key --output encrypted/
+    """
+    from hf_neuracrypt.jobs.job import Job, check_places
+
+    if rank >= world_size:
+        raise NeuraCryptError(f"--rank {rank} is not below --world-size {world_size}: ranks count from 0")
+    sizes = {"image_size": image_size, "patch_size": patch_size}
+    options = {name: size for name, size in sizes.items() if size is not None} | parse_options(scheme_option or ())
+    columns: dict[str, Any] = {"image_column": image_column, "label_column": label_column}
+    config, kept, views, flip = _how(like, scheme, options, views, flip)
+    columns |= kept or {"keep_columns": keep_column or (), "hide_labels": hide_labels}
+    check_places(dataset, key_file, output)
+    key = load_key(key_file, passphrase_file)
+
+    from hf_neuracrypt.data.dataset import make_plan
+    from hf_neuracrypt.data.manifest import REJECTED, read_manifest
+    from hf_neuracrypt.data.sources import plain_splits
+    from hf_neuracrypt.encoders import load_encoder
+    from hf_neuracrypt.jobs.run import run
+
+    if like is not None and read_manifest(like)["key_id"] == key.id:
+        raise KeyMismatchError(f"{like} was encrypted with this very key: --like needs another one")
+    signal.signal(signal.SIGTERM, _interrupt)
+    splits = plain_splits(dataset, streaming, max_rows)
+    encoder = load_encoder(config, key, device)
+    plan = make_plan(splits, encoder, **columns)
+    job = Job(splits, plan, output, dataset, shard_size * 1_000_000, max_bad_fraction, views, flip)
+    if not run(job, num_proc, rank, world_size):
+        return note(f"Rank {rank} of {world_size} has done its part; {output} is complete when all have.")
+    rows = read_manifest(output)["rows"]
+    note(f"Encrypted {sum(rows.values()):,} images with {key.id} into {output}.")
+    if like is not None and rows != read_manifest(like)["rows"]:
+        raise DatasetError(f"the source has other images now: {rows}, not {read_manifest(like)['rows']} as in {like}")
+    if (output / REJECTED).exists():
+        left_out = len((output / REJECTED).read_text().splitlines())
+        note(f"Rows that could not be encrypted and were left out: {left_out:,}, listed in {output / REJECTED}")
+        raise typer.Exit(3)
+
+
+def _how(
+    like: Path | None, scheme: str, options: dict[str, Any], views: int, flip: bool
+) -> tuple[Any, dict[str, Any], int, bool]:
+    """Config, columns, views and flip: as the options say, or as an earlier folder was encrypted."""
+    from hf_neuracrypt.schemes import make_config
+
+    if like is None:
+        return make_config(scheme, options), {}, views, flip
+    if options or views > 1 or flip or scheme != "color-neuracrypt":
+        raise NeuraCryptError(f"--like takes scheme, sizes and views from {like}: leave these options out")
+
+    from datasets import load_from_disk
+
+    from hf_neuracrypt.data.manifest import TRAIN, read_manifest, views_of
+    from hf_neuracrypt.data.record import Record
+
+    manifest = read_manifest(like)
+    record = Record.from_dict(manifest)
+    split = next(iter(load_from_disk(str(like)).values()))
+    kept = tuple(name for name in split.column_names if name not in ("image", "label"))
+    columns = {"keep_columns": kept, "hide_labels": record.sealed_labels is not None}
+    return record.config, columns, views_of(manifest, TRAIN), manifest.get("views", {}).get("flip", False)
+
+
+def parse_options(pairs: list[str] | tuple[()]) -> dict[str, str | int | bool]:
+    """Options as a command line has them: ["block_size=8", "color_shuffle=false"]. Raises ConfigError."""
+    options: dict[str, str | int | bool] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise ConfigError(f"the option {pair!r} is not of the form NAME=VALUE")
+        whole = value.isascii() and value.removeprefix("-").isdigit()
+        options[name.replace("-", "_")] = {"true": True, "false": False}.get(value, int(value) if whole else value)
+    return options
+
+
+def _interrupt(*_: object) -> NoReturn:
+    """SIGTERM, as a cluster's scheduler sends it, ends the job like Ctrl-C: workers are told, locks are dropped."""
+    raise KeyboardInterrupt
+
+
+def verify(folder: EncryptedFolder) -> None:
+    """Check every file of an encrypted dataset.
+
+    Each is hashed again; those that are not as they were written are named, and the exit status is 2.
+
+    \b
+    Example:
+      hf-neuracrypt verify encrypted/
+    """
+    from hf_neuracrypt.data import manifest
+
+    damaged = 0
+    for file, problem in manifest.verify(folder):
+        if problem:
+            damaged += 1
+            typer.echo(f"{folder / file} {problem}")
+    if damaged:
+        raise DatasetError(f"{damaged} file(s) of {folder} are not as they were written: encrypt again")
+    note(f"Every file of {folder} is as it was written.")

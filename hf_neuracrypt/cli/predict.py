@@ -1,0 +1,103 @@
+"""`predict` and `adapt`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hf_neuracrypt.cli.common import Encrypted, KeyFile, PassphraseFile, Yes, load_key, load_record, note
+from hf_neuracrypt.errors import DatasetError, NeuraCryptError, fail
+
+
+def predict(
+    images: Annotated[list[Path], typer.Argument(help="Plain images, or folders of them.")],
+    key_file: KeyFile,
+    encrypted: Encrypted,
+    model: Annotated[str | None, typer.Option(help="Folder or Hub id of a model trained on encrypted images.")] = None,
+    endpoint: Annotated[
+        str | None, typer.Option(help="Instead: the address or Hub id of a model that is served elsewhere.")
+    ] = None,
+    passphrase_file: PassphraseFile = None,
+    top_k: Annotated[int, typer.Option(min=1, metavar="N", help="Labels for each image.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    output: Annotated[Path | None, typer.Option(help="Write the answers to a new file, .csv or .jsonl.")] = None,
+    yes: Yes = False,
+) -> None:
+    """Encrypt images on this machine and have the ciphertexts classified, here or elsewhere.
+
+    How they are encrypted is said by your own --encrypted, never by the model. Exit status 3: done, but some images
+    could not be read and were left out.
+
+    \b
+    Examples:
+      hf-neuracrypt predict --model model/ --encrypted encrypted/ --key-file hospital.key photo.jpg
+      hf-neuracrypt predict --endpoint https://… --encrypted encrypted/ --key-file hospital.key photos/
+    """
+    if (model is None) == (endpoint is None):
+        raise NeuraCryptError("give either --model (a model on this machine) or --endpoint (a served one)")
+    key = load_key(key_file, passphrase_file)
+
+    from transformers.utils import logging
+
+    from hf_neuracrypt.encoders import load_encoder
+    from hf_neuracrypt.prediction import files
+    from hf_neuracrypt.prediction.classifier import Classifier
+    from hf_neuracrypt.prediction.endpoint import Endpoint, is_in_clear
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    files.check_output(output)
+    found = files.find_images(images)
+    record = load_record(encrypted, key, yes)
+    encoder = load_encoder(record.config, key)
+    if endpoint is None:
+        classifier = Classifier.from_pretrained(str(model), encoder, record)
+    else:
+        classifier = Classifier(encoder, Endpoint(endpoint, encoder.stored), record.true_names(key))
+        if is_in_clear(endpoint):
+            note("warning: over http, anybody on the way can read and change ciphertexts and answers: use https")
+    try:
+        with files.writer(output, as_json) as show:
+            left_out = files.answer_files(classifier, found, top_k, show)
+    except KeyboardInterrupt:
+        fail(f"interrupted; {files.what_is_left(output)}", 130)
+    if left_out:
+        note(f"{left_out:,} of {len(found):,} images could not be encrypted and were left out.")
+        raise typer.Exit(3)
+
+
+def adapt(
+    model: Annotated[str, typer.Option(help="Folder or Hub id of a ViT trained on plain images.")],
+    dataset: Annotated[str, typer.Option(help="Folder or Hub id of images encrypted with --scheme vit-blockwise.")],
+    key_file: KeyFile,
+    output: Annotated[Path, typer.Option(help="New folder for the adapted model.")],
+    passphrase_file: PassphraseFile = None,
+) -> None:
+    """Fit a plain ViT to the ciphertexts of vit-blockwise.
+
+    It needs no training. The result, beside the plain model, reveals the cipher.
+
+    \b
+    Example:
+      hf-neuracrypt adapt --model plain-vit/ --dataset encrypted/ --key-file hospital.key --output adapted/
+    """
+    key = load_key(key_file, passphrase_file)
+    if output.exists():
+        raise NeuraCryptError(f"{output} exists: choose another folder")
+
+    from hf_neuracrypt.data.sources import stored_record
+    from hf_neuracrypt.encoders import load_encoder
+    from hf_neuracrypt.models import embeddings, load
+
+    record = stored_record(dataset)
+    if record is None:
+        raise DatasetError(f"{dataset} is not encrypted: adapt fits a model to encrypted images")
+    record.check_key(key, dataset)
+    config = load.load_model_config(model)
+    if load.model_records(config):
+        raise NeuraCryptError(f"{model} was trained on encrypted images already")
+    size, names = record.config.image_size, [name for _, name in sorted((config.id2label or {}).items())]
+    fitted = load.load_model(model, None, names, size, [record])
+    embeddings.adapt(fitted, load_encoder(record.config, key)).save_pretrained(output)
+    load.stock_processor(size).save_pretrained(output)
+    note(f"Wrote {output}.\n{embeddings.WARNING}")

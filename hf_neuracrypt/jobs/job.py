@@ -1,0 +1,135 @@
+"""A job, and the units it is cut into, which follow from the data, never from the number of workers.
+
+A unit is a run of rows of a dataset (one shard, one `datasets.map`), or one source shard of a stream (several shards,
+one after the other, in one pass).
+"""
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from datasets import Dataset, IterableDataset
+
+from hf_neuracrypt.data.dataset import Plan, Split
+from hf_neuracrypt.data.manifest import TRAIN, UNFINISHED
+from hf_neuracrypt.data.sources import identity
+from hf_neuracrypt.errors import DatasetError, KeyFileError
+
+
+SHARD_BYTES = 500_000_000
+# A record batch of an Arrow file holds what was encrypted at once: part of the bytes, so not a user's choice.
+BATCH_SIZE = 64
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be encrypted, and where to.
+
+    Args:
+        splits: plain images by split; a stream is read once, from its start, and never held.
+        plan: from `dataset.make_plan`.
+        output: a new or empty folder, or an unfinished one of the same job.
+        source: the name of the dataset, which tells streams apart: they have no fingerprint of their own.
+        shard_bytes: about how large a shard becomes.
+        max_bad_fraction: the share of rows that may be left out because they cannot be encrypted; 0: the first of them
+            stops the job.
+        views: rows of each image in the split `train`, one after the other: itself, then moved versions of it.
+        flip: half of those are mirrored.
+
+    Raises:
+        DatasetError: there is no split `train` to have views of, or nothing to flip.
+    """
+
+    splits: dict[str, Split]
+    plan: Plan
+    output: Path
+    source: str = ""
+    shard_bytes: int = SHARD_BYTES
+    max_bad_fraction: float = 0.0
+    views: int = 1
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        if self.views > 1 and TRAIN not in self.splits:
+            raise DatasetError(f"--views are of the split {TRAIN!r}; the splits are {', '.join(self.splits)}")
+        if self.flip and self.views == 1:
+            raise DatasetError("--flip mirrors some of the --views of an image: give --views 2 or more")
+
+    @property
+    def shard_rows(self) -> int:
+        """Images of a shard: whole record batches of about `shard_bytes`."""
+        row_bytes = self.plan.encoder.stored.row_bytes * self.views
+        return max(1, self.shard_bytes // row_bytes // BATCH_SIZE) * BATCH_SIZE
+
+    def views_of(self, split: str) -> int:
+        return self.views if split == TRAIN else 1
+
+    @property
+    def notes(self) -> Path:
+        return self.output / UNFINISHED / "notes"
+
+    def note(self, file: str) -> Path:
+        """What a finished shard leaves beside the job."""
+        return self.notes / f"{file.replace('/', '-')}.json"
+
+    def source_of(self, split: str) -> str:
+        """The public fingerprint of a split's source under this plan."""
+        data = self.splits[split]
+        if isinstance(data, Dataset):
+            return self.plan.fingerprint(data._fingerprint)
+        return self.plan.fingerprint(f"{self._stream_identity} {split} {data.num_shards}")
+
+    @cached_property
+    def _stream_identity(self) -> str:
+        return identity(self.source)
+
+    def identity(self) -> dict:
+        """What must be the same for a job to be continued, by the names an error calls it by."""
+        record = self.plan.record
+        return {
+            "key": record.key_id,
+            "config": record.config.to_dict(),
+            "labels": [record.sealed_labels is not None, str(self.plan.features)],
+            "source": {name: self.source_of(name) for name in self.splits},
+            "rows": {name: len(each) if isinstance(each, Dataset) else None for name, each in self.splits.items()},
+            "shard size": self.shard_rows,
+            "views": [self.views, self.flip],
+        }
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What one worker does at a time: rows from `start` on of a dataset, or source shard `index` of a stream."""
+
+    split: str
+    index: int
+    start: int = 0
+    rows: int | None = None
+
+    def file(self, part: int) -> str:
+        name = f"data-{self.index:05d}" if self.rows is not None else f"data-{self.index:05d}-{part:05d}"
+        return f"{self.split}/{name}.arrow"
+
+
+def units_of(job: Job) -> list[Unit]:
+    """All units of a job, in the order of the data; an empty split is one empty unit."""
+    units = []
+    for name, split in job.splits.items():
+        if isinstance(split, IterableDataset):
+            units += [Unit(name, index) for index in range(split.num_shards)]
+        else:
+            starts = range(0, max(1, len(split)), job.shard_rows)
+            units += [Unit(name, i, start, min(job.shard_rows, len(split) - start)) for i, start in enumerate(starts)]
+    return units
+
+
+def check_places(dataset: str, key_file: Path, output: Path) -> None:
+    """Source, key and output are three places: an output folder gets copied and published."""
+    folder, source, key = (os.path.realpath(path) for path in (output, dataset, key_file))
+    if folder == source or source.startswith(folder + os.sep):
+        raise DatasetError(f"the output {output} is or holds the source {dataset}: choose another folder")
+    if Path(source).is_dir() and folder.startswith(source + os.sep):
+        raise DatasetError(f"the output {output} lies inside the source {dataset}: choose another folder")
+    if key.startswith(folder + os.sep):
+        raise KeyFileError(f"the key file {key_file} lies inside the output {output}: keep it elsewhere")

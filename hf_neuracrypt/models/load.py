@@ -1,0 +1,173 @@
+"""Loading a stock image classifier: to be trained on ciphertexts, or to be asked. No code of a repository runs."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForImageClassification,
+    ImageClassificationPipeline,
+    PreTrainedConfig,
+    PreTrainedModel,
+    ViTImageProcessorPil,
+    pipeline,
+)
+
+from hf_neuracrypt.data.record import Record
+from hf_neuracrypt.errors import ConfigError, HubError, NeuraCryptError, first_line
+from hf_neuracrypt.hub import explain, may_be_repository, offline, read_small_file
+from hf_neuracrypt.models.embeddings import at_size
+from hf_neuracrypt.models.neuracrypt_vit import NeuraCryptViTConfig, NeuraCryptViTForImageClassification
+
+
+MAX_CONFIG_BYTES = 10_000_000
+
+
+def load_model_config(model: str) -> PreTrainedConfig:
+    """The `config.json` of a model, by folder or Hub id.
+
+    Raises:
+        NeuraCryptError: in one line; HubError if it is on the Hub and cannot be read.
+    """
+    if not Path(model).exists():
+        if not may_be_repository(model):
+            raise NeuraCryptError(f"cannot load the model {model}: there is no such folder")
+        if read_small_file(model, "config.json", "model", None, MAX_CONFIG_BYTES) is None:
+            raise HubError(offline(model) or f"{model} is no model: it has no config.json")
+    try:
+        return AutoConfig.from_pretrained(model, trust_remote_code=False)
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError, StrictDataclassError) as error:
+        raise NeuraCryptError(f"cannot load the model {model}: {first_line(error)}") from None
+
+
+def model_records(config: PreTrainedConfig) -> list[Record]:
+    """The encryption records in a model's config: none for a model of plain images. Raises ConfigError."""
+    stored = getattr(config, "neuracrypt", None) or []
+    if not isinstance(stored, list):
+        raise ConfigError("the model's config holds something else than a list under `neuracrypt`")
+    return [Record.from_dict(record) for record in stored]
+
+
+def load_pipeline(model: str) -> ImageClassificationPipeline:
+    """The stock `pipeline("image-classification")`, from safetensors alone. Raises NeuraCryptError."""
+    with _one_line(model):
+        return pipeline(
+            "image-classification", model=model, trust_remote_code=False, model_kwargs={"use_safetensors": True}
+        )
+
+
+def load_classifier(model: str) -> PreTrainedModel:
+    """The model alone, in evaluation mode, from safetensors alone. Raises NeuraCryptError."""
+    with _one_line(model):
+        return AutoModelForImageClassification.from_pretrained(
+            model, trust_remote_code=False, use_safetensors=True
+        ).eval()
+
+
+@contextmanager
+def _one_line(model: str) -> Iterator[None]:
+    """What transformers has against a model, in one line."""
+    try:
+        yield
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
+        raise NeuraCryptError(explain(error, model) or f"cannot load the model {model}: {first_line(error)}") from None
+
+
+def load_model(
+    name: str | None, config_name: str | None, label_names: list[str], size: int | None, records: Sequence[Record]
+) -> PreTrainedModel:
+    """A stock image classifier with a head for `label_names`, to be trained on images of `size`.
+
+    Position embeddings are interpolated when `size` is not the one the model was trained at.
+
+    Args:
+        name: folder or Hub id of pre-trained weights; None to start from `config_name` with random weights.
+        config_name: folder or Hub id of a config, by default that of `name`.
+        label_names: in the order of their ids.
+        size: None: the model's own.
+        records: written into the model's config; their patch size must be the model's. None: plain images.
+
+    Raises:
+        NeuraCryptError: it cannot be loaded, or its patches are not those of the encryption.
+    """
+    source = config_name or name
+    if source is None:
+        raise NeuraCryptError("give the name of a model, or of a config")
+    config = load_model_config(source)
+    if not hasattr(config, "image_size"):
+        raise NeuraCryptError(f"{source} is a {config.model_type}, not a Vision Transformer of patches")
+    _check_patches(config, records)
+    if (records and records[0].config.patch_shape) or isinstance(config, NeuraCryptViTConfig):
+        model = _patch_model(name, config, label_names, records)
+    else:
+        model = _image_model(name, config, label_names, size)
+    model.config.neuracrypt = [record.to_dict() for record in records] or None
+    return model
+
+
+def _check_patches(config: PreTrainedConfig, records: Sequence[Record]) -> None:
+    for scheme in (record.config for record in records):
+        own = getattr(config, "patch_size", scheme.tile)
+        if scheme.fits_patches and own != scheme.tile:
+            raise NeuraCryptError(
+                f"the model has patches of {own} pixels, the images were encrypted with {scheme.tile}: "
+                f"encrypt with --patch-size {own}"
+            )
+
+
+def _image_model(
+    name: str | None, config: PreTrainedConfig, label_names: list[str], size: int | None
+) -> PreTrainedModel:
+    config.num_labels = len(label_names)
+    config.id2label, config.label2id = dict(enumerate(label_names)), {name: i for i, name in enumerate(label_names)}
+    if name is None:
+        config.image_size = size or config.image_size
+        return AutoModelForImageClassification.from_config(config)
+    model = AutoModelForImageClassification.from_pretrained(name, config=config, ignore_mismatched_sizes=True)
+    if size in (None, config.image_size):
+        return model
+    if not hasattr(config, "patch_size"):
+        raise NeuraCryptError(
+            f"{name} is a {config.model_type} for images of {config.image_size} pixels, not of {size}"
+        )
+    return at_size(model, size)
+
+
+def _patch_model(
+    name: str | None, config: PreTrainedConfig, label_names: list[str], records: Sequence[Record]
+) -> PreTrainedModel:
+    """A ViT on the float32 patches of `records`; the layers of a stock ViT are taken over."""
+    scheme = records[0].config if records else None
+    shape = scheme.patch_shape if scheme else None
+    if scheme is None or shape is None:
+        given = f"{scheme.scheme} gives images" if scheme else "plain images have none"
+        raise NeuraCryptError(f"a neuracrypt-vit takes patch representations, {given}")
+    if config.model_type not in ("vit", "neuracrypt-vit") or config.hidden_size != shape[1]:
+        raise NeuraCryptError(
+            f"the encrypted patches have {shape[1]} values: they need a vit or neuracrypt-vit of that hidden_size, "
+            f"not a {config.model_type}{f' of {config.hidden_size}' if hasattr(config, 'hidden_size') else ''}"
+        )
+    fields = {key: value for key, value in config.to_dict().items() if key not in ("model_type", "architectures")}
+    labels = dict(enumerate(label_names))
+    fields |= {"num_patches": shape[0], "positions": not scheme.shuffles, "id2label": labels}
+    fields |= {"label2id": {label: number for number, label in labels.items()}}
+    fitted = NeuraCryptViTConfig(**fields)
+    if name is not None and isinstance(config, NeuraCryptViTConfig):
+        return NeuraCryptViTForImageClassification.from_pretrained(name, config=fitted, ignore_mismatched_sizes=True)
+    model = NeuraCryptViTForImageClassification(fitted)
+    if name is not None:
+        model.take_layers(AutoModelForImageClassification.from_pretrained(name))
+    return model
+
+
+def stock_processor(size: int, plain: bool = False) -> ViTImageProcessorPil:
+    """What is saved beside the model: encrypted images are taken as they are, never resized.
+
+    The class without torchvision: it is saved under the plain name `ViTImageProcessor`, which loads everywhere.
+    """
+    half = [0.5, 0.5, 0.5]
+    shape = {"height": size, "width": size}
+    return ViTImageProcessorPil(do_resize=plain, size=shape, resample=2, image_mean=half, image_std=half)

@@ -1,0 +1,130 @@
+"""Queries by the folder: which files, their answers as they come, and where these are written.
+
+What was answered is kept: an image that cannot be read is named and left out, and when the model stops answering, the
+lines before that are written already.
+"""
+
+import csv
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+
+from PIL import Image
+from tqdm.auto import tqdm
+
+from hf_neuracrypt.data.batches import encrypt_rows
+from hf_neuracrypt.errors import ImageError, NeuraCryptError
+from hf_neuracrypt.images import FORMATS
+from hf_neuracrypt.prediction.classifier import Classifier
+
+
+BATCH_SIZE = 16
+
+Show = Callable[[Path, list[dict]], None]
+
+
+def find_images(paths: Sequence[Path]) -> list[Path]:
+    """Files as they are given; of folders, the image files in them and in their subfolders, by name.
+
+    Raises:
+        ImageError: a folder without images.
+    """
+    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in FORMATS}
+    files: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in endings and file.is_file()]
+            if not inside:
+                raise ImageError(f"there is no image in the folder {path}")
+            files += inside
+        else:
+            files.append(path)
+    return files
+
+
+def answer_files(classifier: Classifier, files: Sequence[Path], top_k: int, show: Show) -> int:
+    """Give `show` each file's answer, and say on stderr which files could not be encrypted.
+
+    Returns:
+        How many those are.
+
+    Raises:
+        ImageError: all of them.
+        NeuraCryptError: the model stopped answering.
+    """
+    answered, rejected, waiting = 0, [], iter(files)
+    with tqdm(total=len(files), desc="Asking", unit=" images", disable=len(files) == 1) as bar:
+        while batch := list(islice(waiting, BATCH_SIZE)):
+            good, stored = [], []
+            for file, rows in zip(batch, encrypt_rows(classifier.encoder, batch)):
+                if isinstance(rows, ImageError):
+                    rejected.append(f"{file} cannot be encrypted: {rows}")
+                    bar.update()
+                    if len(files) > 1:
+                        tqdm.write(rejected[-1], sys.stderr)
+                else:
+                    good.append(file)
+                    stored += rows
+            try:
+                for file, answer in zip(good, classifier.answer(stored, top_k) if stored else ()):
+                    show(file, answer)
+                    answered += 1
+                    bar.update()
+            except NeuraCryptError as error:
+                before = f" ({answered} of {len(files)} images were answered before that)" if answered else ""
+                raise type(error)(f"{error}{before}") from None
+    if not answered:
+        raise ImageError(rejected[0] + (f"; nor can the other {len(rejected) - 1}" if len(rejected) > 1 else ""))
+    return len(rejected)
+
+
+@contextmanager
+def writer(output: Path | None, as_json: bool) -> Iterator[Show]:
+    """Where answers go: lines on stdout, or a new file, to which each is written as it comes.
+
+    `.csv` has the columns image, rank, label, score; `.jsonl` a line for each image, as `as_json` prints it.
+    """
+    if output is None:
+        yield lambda path, answer: tqdm.write(_json(path, answer) if as_json else _line(path, answer))
+        return
+    with open(output, "x", newline="", encoding="utf-8") as file:
+        if output.suffix == ".csv":
+            rows = csv.writer(file)
+            rows.writerow(["image", "rank", "label", "score"])
+        else:
+            rows = None
+
+        def show(path: Path, answer: list[dict]) -> None:
+            if rows is None:
+                file.write(_json(path, answer) + "\n")
+            else:
+                rows.writerows([path, rank, entry["label"], entry["score"]] for rank, entry in enumerate(answer, 1))
+            file.flush()
+
+        yield show
+
+
+def check_output(output: Path | None) -> None:
+    """Raises NeuraCryptError for a file that is there, or of another kind than `writer` writes."""
+    if output is not None and output.suffix not in (".csv", ".jsonl"):
+        raise NeuraCryptError(f"{output} is neither .csv nor .jsonl, which are what answers can be written as")
+    if output is not None and output.exists():
+        raise NeuraCryptError(f"{output} exists: choose another name")
+
+
+def what_is_left(output: Path | None) -> str:
+    """What an interrupted run leaves, and what to do: unlike `encrypt`, it is not continued."""
+    if output is None:
+        return "the same command starts again with the first image"
+    return f"the answers so far are in {output}; a new run needs another name, and starts again with the first image"
+
+
+def _json(path: Path, answer: list[dict]) -> str:
+    return json.dumps({"image": str(path), "predictions": answer})
+
+
+def _line(path: Path, answer: list[dict]) -> str:
+    return f"{path}: " + ", ".join(f"{entry['label']} {entry['score']:.3f}" for entry in answer)

@@ -1,0 +1,238 @@
+"""An encrypted dataset to the Hub: Parquet, manifest and card, in one commit, every byte looked at before it goes.
+
+Notable decisions
+- Shards are uploaded one at a time and committed together. Their bytes follow from the encrypted folder alone, so after
+  a failure the same command finds those that arrived and sends only the others.
+- The commit names the one it builds on: of two that push at once, one succeeds and the other is told.
+- Private unless asked otherwise; a repository that is public already is never written to by accident.
+"""
+
+import dataclasses
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, Features
+from datasets.info import DatasetInfo, DatasetInfosDict
+from datasets.splits import SplitDict, SplitInfo
+from datasets.utils.metadata import MetadataConfigs
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetCardData, HfApi, get_token
+from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.hf_api import DatasetInfo as Repository
+from tqdm.auto import tqdm
+
+from hf_neuracrypt.data.manifest import MANIFEST, UNFINISHED, checksum, parse_manifest, read_manifest, sha256, to_text
+from hf_neuracrypt.data.record import Record
+from hf_neuracrypt.data.sources import published_manifest, quiet_datasets
+from hf_neuracrypt.errors import DatasetError, HubError, KeyMismatchError
+from hf_neuracrypt.hub import hub_errors
+from hf_neuracrypt.keys import SecretKey
+from hf_neuracrypt.publish.cards import PublishedAudit, dataset_card
+from hf_neuracrypt.publish.guard import Guard
+
+
+# The Hub keeps larger files outside git: once uploaded they are not read again. Smaller ones may be, at the commit.
+ALWAYS_KEPT_APART = 10_000_000
+
+
+def push_dataset(
+    folder: str | Path,
+    repo_id: str,
+    key: SecretKey | None = None,
+    *,
+    public: bool = False,
+    gated: bool = False,
+    keep_columns: tuple[str, ...] = (),
+    license: str | None = None,
+    replace_key: bool = False,
+    audit: PublishedAudit | None = None,
+) -> str:
+    """Publish a finished encrypted folder as a new revision of a dataset repository.
+
+    Args:
+        folder: written by `hf-neuracrypt encrypt`.
+        repo_id: "owner/name", or "name" under the account of the token; created if it is not there.
+        key: searched for in everything that goes; its id must be the folder's.
+        public: everybody may read it; otherwise the repository is, and must be, private.
+        gated: readers ask, and the owner lets them in one by one.
+        keep_columns: further columns of the folder to publish, in clear.
+        license: an identifier that the Hub knows.
+        replace_key: the repository may hold images of another key, which this revision replaces.
+        audit: of this folder, whose figures go into the card.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        LeakError: something that must not be published, with the reason; nothing was committed.
+        HubError: the Hub refused or could not be reached; the same call again continues.
+        DatasetError, KeyMismatchError: the folder is not what was written, or not of this key; the repository, or the
+            audit, is of something else.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    record = Record.from_dict(manifest)
+    if key is not None:
+        record.check_key(key, folder)
+    if audit is not None:
+        audit.check(record, checksum(manifest))
+    guard = Guard(key, [get_token()])
+    guard.check_folder(folder, [*manifest["files"], MANIFEST], ignored=[UNFINISHED])
+    api = HfApi()
+    with hub_errors(repo_id), tempfile.TemporaryDirectory(prefix="neuracrypt-push-") as scratch:
+        repo_id = api.create_repo(repo_id, repo_type="dataset", private=not public, exist_ok=True).repo_id
+        repository = api.dataset_info(repo_id)
+        _check_repository(repository, record, public, replace_key)
+        revision = Revision(api, repository, record, guard, ("image", "label", *keep_columns), Path(scratch))
+        for shard in tqdm(_shards(folder, manifest["files"]), desc="Publishing", unit=" shards"):
+            revision.upload(*shard)
+        url = revision.commit(revision.texts(manifest, license, audit))
+        if gated or (public and repository.private):
+            api.update_repo_settings(
+                repo_id, repo_type="dataset", gated="manual" if gated else None, private=False if public else None
+            )
+    return url
+
+
+def _check_repository(repository: Repository, record: Record, public: bool, replace_key: bool) -> None:
+    """Refuse to write where nobody meant to: into a public repository, another dataset, another key's."""
+    if not repository.private and not public:
+        raise HubError(f"the repository {repository.id} is public: give --public to publish there, or another name")
+    names = {file.rfilename for file in repository.siblings or ()}
+    if MANIFEST not in names:
+        if names - {"README.md", ".gitattributes"}:
+            raise HubError(f"{repository.id} holds something else than an encrypted dataset: choose another name")
+        return
+    published = published_manifest(repository.id, repository.sha)
+    if published is not None and published["key_id"] != record.key_id and not replace_key:
+        raise KeyMismatchError(
+            f"{repository.id} holds images of the key {published['key_id']}, this folder is of {record.key_id}: choose "
+            "another name, or replace them with --replace-key"
+        )
+
+
+def _shards(folder: Path, files: Mapping[str, Mapping]) -> list[tuple[Path, str, str, str]]:
+    """Each shard's file, its sha256, its split, and its name on the Hub."""
+    by_split: dict[str, list[str]] = {}
+    for name in files:
+        if name.endswith(".arrow"):
+            by_split.setdefault(name.split("/")[0], []).append(name)
+    return [
+        (folder / name, files[name]["sha256"], split, f"data/{split}-{index:05d}-of-{len(names):05d}.parquet")
+        for split, names in by_split.items()
+        for index, name in enumerate(names)
+    ]
+
+
+@dataclasses.dataclass
+class Revision:
+    """What is to be committed on top of what `repository` holds: shards, uploaded one by one, then all at once.
+
+    Args:
+        api, repository: of the Hub.
+        record: of the folder.
+        guard: looks at everything.
+        columns: those that may be published.
+        scratch: a folder for Parquet files on their way.
+    """
+
+    api: HfApi
+    repository: Repository
+    record: Record
+    guard: Guard
+    columns: tuple[str, ...]
+    scratch: Path
+    shards: list[CommitOperationAdd] = dataclasses.field(default_factory=list)
+    files: dict[str, dict] = dataclasses.field(default_factory=dict)
+    splits: dict[str, SplitInfo] = dataclasses.field(default_factory=dict)
+    features: Features = dataclasses.field(default_factory=Features)
+    download_size: int = 0
+
+    def upload(self, shard: Path, digest: str, split: str, target: str) -> None:
+        """One shard: compare it with the manifest, look at its rows, turn it into Parquet, send it."""
+        if sha256(shard) != digest:
+            raise DatasetError(f"{shard} does not have its sha256 of the manifest: encrypt again")
+        dataset = Dataset.from_file(str(shard))
+        self.guard.check_shard(dataset, f"{split}/{shard.name}", self.columns, self.record.config)
+        path = self.scratch / Path(target).name
+        with quiet_datasets():
+            dataset.to_parquet(str(path))
+        self.guard.check_file(path, target)
+        operation = CommitOperationAdd(target, str(path))
+        self.api.preupload_lfs_files(self.repository.id, [operation], repo_type="dataset")
+        self.shards.append(operation)
+        self.files[target] = {"rows": len(dataset), "sha256": sha256(path)}
+        self.features, self.download_size = dataset.features, self.download_size + path.stat().st_size
+        counted = self.splits.setdefault(split, SplitInfo(split, num_bytes=0, num_examples=0))
+        counted.num_bytes += dataset.data.nbytes
+        counted.num_examples += len(dataset)
+        if path.stat().st_size > ALWAYS_KEPT_APART:
+            path.unlink()
+
+    def texts(self, written: dict, license: str | None, audit: PublishedAudit | None) -> dict[str, str]:
+        """README.md and neuracrypt.json, given the manifest of the folder."""
+        existing, repo_id = None, self.repository.id
+        if any(file.rfilename == "README.md" for file in self.repository.siblings or ()):
+            path = self.api.hf_hub_download(repo_id, "README.md", repo_type="dataset", revision=self.repository.sha)
+            existing = Path(path).read_text()
+        card = dataset_card(
+            self.record, written["rows"], list(self.features), repo_id, self.metadata(), existing, license, audit,
+            written.get("views"),
+        )  # fmt: skip
+        manifest = self.record.to_dict() | {name: written[name] for name in ("rows", "views") if name in written}
+        manifest["files"] = self.files
+        texts = {"README.md": card, MANIFEST: to_text(manifest | {"sha256": checksum(manifest)})}
+        for name, text in texts.items():
+            self.guard.check_bytes(text.encode(), name)
+        return texts
+
+    def metadata(self) -> dict[str, Any]:
+        """`configs` and `dataset_info` as `DatasetDict.push_to_hub` writes them, and the record as description.
+
+        `load_dataset` puts the description where `encrypt_dataset` does, so the record is with the data whatever loads
+        it.
+        """
+        splits = SplitDict()
+        for split in self.splits.values():
+            splits.add(split)
+        info = DatasetInfo(
+            features=self.features,
+            splits=splits,
+            download_size=self.download_size,
+            dataset_size=sum(split.num_bytes for split in self.splits.values()),
+        )
+        data = DatasetCardData()
+        DatasetInfosDict({"default": info}).to_dataset_card_data(data)
+        data_files = [{"split": split, "path": f"data/{split}-*"} for split in self.splits]
+        MetadataConfigs({"default": {"data_files": data_files}}).to_dataset_card_data(data)
+        described = {"description": self.record.to_json()} | data["dataset_info"]
+        return {"configs": data["configs"], "dataset_info": described}
+
+    def commit(self, texts: dict[str, str]) -> str:
+        """One commit on top of the revision that was looked at: new files, and old shards away. Returns its address."""
+        api, repository = self.api, self.repository
+        names = [file.rfilename for file in repository.siblings or ()]
+        old = [name for name in names if name.startswith("data/") and name not in self.files]
+        operations = [
+            *self.shards,
+            *(CommitOperationAdd(name, text.encode()) for name, text in texts.items()),
+            *(CommitOperationDelete(name) for name in old),
+        ]
+        try:
+            return api.create_commit(
+                repository.id, operations, commit_message="Publish encrypted images", repo_type="dataset",
+                parent_commit=repository.sha,
+            ).commit_url  # fmt: skip
+        except HfHubHTTPError:
+            raise
+        except Exception:
+            # The answer was lost on its way, but the commit may be there: then the newest revision follows ours and
+            # says what we meant it to say.
+            newest = api.list_repo_commits(repository.id, repo_type="dataset")
+            ours = parse_manifest(texts[MANIFEST], MANIFEST)
+            if [each.commit_id for each in newest[1:2]] == [repository.sha] and ours == published_manifest(
+                repository.id, newest[0].commit_id
+            ):
+                return f"{api.endpoint}/datasets/{repository.id}/commit/{newest[0].commit_id}"
+            raise

@@ -1,0 +1,7 @@
+"""The cloud's side: fine-tuning a stock model on ciphertexts. Nothing here holds a key.
+
+data.py     encrypted datasets as `Trainer` takes them
+recipes.py  defaults of `scripts/train.py` by name; the aligned start
+trainer.py  the `Trainer` that publishes with our card, through the guard
+metrics.py  accuracy without a download
+"""

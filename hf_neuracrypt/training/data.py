@@ -1,0 +1,220 @@
+"""What `Trainer` needs to learn from encrypted images: datasets with their records, a collator, accuracy.
+
+Nothing here holds a key. Ciphertext is never resized, cropped, flipped or normalised per image: the collator only maps
+grey levels to [-1, 1], which is what the stock `ViTImageProcessor` saved beside the model does.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import ClassLabel, Dataset, DatasetDict, Image, concatenate_datasets
+from transformers import EvalPrediction
+
+from hf_neuracrypt.data.columns import Columns, find_columns
+from hf_neuracrypt.data.manifest import TRAIN, views_of
+from hf_neuracrypt.data.record import Record, records_of
+from hf_neuracrypt.data.sources import load_source, stored_manifest
+from hf_neuracrypt.encoders.stored import stored_as
+from hf_neuracrypt.errors import DatasetError, KeyMismatchError
+from hf_neuracrypt.images import prepare
+from hf_neuracrypt.schemes import PEConfig
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Splits to learn from.
+
+    Args:
+        data: their rows.
+        columns: which of their columns are image and label.
+        records: of their encryption; none: plain images.
+        images: int64 (rows of the split `train`,): the image of each row, non-decreasing; views of one image share it.
+    """
+
+    data: DatasetDict
+    columns: Columns
+    records: list[Record]
+    images: np.ndarray
+
+    @property
+    def label_names(self) -> list[str]:
+        """Names in the order of their ids. Raises DatasetError when there is nothing to learn."""
+        split = next(iter(self.data.values()))
+        if self.columns.label is None:
+            raise DatasetError(f"there is no label column: the columns are {', '.join(split.column_names)}")
+        feature = split.features[self.columns.label]
+        if isinstance(feature, ClassLabel):
+            return feature.names
+        labels = {label for each in self.data.values() for label in each.unique(self.columns.label)}
+        if not all(isinstance(label, int) and label >= 0 for label in labels):
+            raise DatasetError(f"column {self.columns.label!r} does not hold class numbers from 0 on")
+        return [str(index) for index in range(max(labels) + 1)]
+
+
+def load_splits(
+    names: str | Sequence[str], plain: bool = False, image_column: str | None = None, label_column: str | None = None
+) -> Splits:
+    """Load a dataset for training or evaluation.
+
+    Args:
+        names: folder or Hub id; several owners' datasets are put together, split by split.
+        plain: the images are meant to be plain (a baseline); without it, a plain dataset is refused.
+        image_column: default: guessed.
+        label_column: default: guessed.
+
+    Raises:
+        DatasetError: not found, unfinished, plain although `plain` is off or the other way round, or several that do
+            not fit together.
+        HubError: it is on the Hub and cannot be read.
+    """
+    names = [names] if isinstance(names, str) else list(names)
+    loaded, records, images = [], [], np.empty(0, np.int64)
+    for name in names:
+        data, found, views = _load_one(name)
+        if not found and not plain:
+            raise DatasetError(f"{name} is not encrypted: encrypt it first, or give --plain to train on plain images")
+        if found and plain:
+            raise DatasetError(f"{name} is encrypted (key {found[0].key_id}): leave --plain out")
+        loaded.append(data)
+        records += [record for record in found if record not in records]
+        rows = np.arange(len(data[TRAIN]) if TRAIN in data else 0)
+        images = np.append(images, rows // views + (images[-1] + 1 if len(images) else 0))
+    data = loaded[0] if len(loaded) == 1 else _together(loaded, names)
+    columns = find_columns(next(iter(data.values())).features, image_column, label_column)
+    return Splits(data, columns, records, images)
+
+
+def hold_out(splits: Splits, share: float, seed: int) -> tuple[Dataset, Dataset]:
+    """The split `train`, or the only one there is, in two: to learn from, and to evaluate on.
+
+    Views of an image stay on one side; of those held out, only the image itself is evaluated.
+    """
+    split = splits.data[TRAIN] if TRAIN in splits.data else next(iter(splits.data.values()))
+    images = splits.images if TRAIN in splits.data else np.arange(len(split))
+    generator, count = np.random.default_rng(seed), int(images[-1]) + 1
+    held = np.isin(images, generator.permutation(count)[: max(1, round(share * count))])
+    first = np.diff(images, prepend=-1) > 0
+    kept, evaluated = (generator.permutation(np.flatnonzero(rows)) for rows in (~held, held & first))
+    return split.select(kept), split.select(evaluated)
+
+
+def choose_splits(
+    splits: Splits, share: float, seed: int, max_train: int | None = None, max_eval: int | None = None
+) -> tuple[Dataset, Dataset]:
+    """The training split, and one to evaluate on: validation, else test, else a part of the training split.
+
+    Args:
+        splits: from `load_splits`.
+        share: of the images that is held out, if there is no other split.
+        seed: of that choice.
+        max_train, max_eval: only the first rows.
+
+    Returns:
+        Both with their images left as they are stored, for `Collator`.
+    """
+    data = splits.data
+    name = TRAIN if TRAIN in data else next(iter(data))
+    other = next((other for other in ("validation", "val", "test") if other in data and other != name), None)
+    train, held_out = (data[name], data[other]) if other else hold_out(splits, share, seed)
+    return tuple(
+        undecoded(split.select(range(min(limit or len(split), len(split)))), splits.columns)
+        for split, limit in ((train, max_train), (held_out, max_eval))
+    )
+
+
+def _load_one(name: str) -> tuple[DatasetDict, list[Record], int]:
+    """A dataset, its records, which the data carries, or else the manifest beside it, and its views of an image."""
+    manifest = stored_manifest(name)
+    stored = Record.from_dict(manifest) if manifest else None
+    data = load_source(name)
+    records = records_of(data) or ([stored] if stored else [])
+    if stored is not None and stored not in records:
+        raise DatasetError(
+            f"{name} contradicts itself: its data was encrypted with {records[0].key_id}, its neuracrypt.json says "
+            f"{stored.key_id}, or another config"
+        )
+    return data, records, views_of(manifest, TRAIN)
+
+
+def _together(loaded: list[DatasetDict], names: list[str]) -> DatasetDict:
+    splits: dict[str, list[Dataset]] = {}
+    for name, data in zip(names, loaded, strict=True):
+        for split, rows in data.items():
+            first = splits.setdefault(split, [rows])
+            if first[0].features != rows.features:
+                raise DatasetError(
+                    f"{name} and {names[0]} cannot be put together: split {split} has {rows.features}, "
+                    f"not {first[0].features}"
+                )
+            if first[-1] is not rows:
+                first.append(rows)
+    return DatasetDict({split: concatenate_datasets(rows) for split, rows in splits.items()})
+
+
+def checked_records(splits: Splits, allow_mixed_keys: bool = False) -> list[Record]:
+    """The records of encrypted splits, none for plain ones.
+
+    Raises:
+        KeyMismatchError: a mix of keys or configs that was not asked for, or one that no model can learn from.
+    """
+    records = splits.records
+    if len(records) > 1:
+        ids = ", ".join(record.key_id for record in records)
+        if not allow_mixed_keys:
+            raise KeyMismatchError(
+                f"the dataset mixes images of several keys or configs: {ids} (--allow_mixed_keys, if that is meant)"
+            )
+        if len({record.config for record in records}) > 1:
+            raise KeyMismatchError(f"the images of {ids} were encrypted with different configs: no model takes both")
+        if any(record.sealed_labels for record in records):
+            raise KeyMismatchError(
+                f"class names of {ids} are hidden, each in another order: labels do not fit together"
+            )
+    return records
+
+
+def reader(records: Sequence[Record], size: int) -> Callable[[Sequence[Any]], torch.Tensor]:
+    """For `Collator`: ciphertexts of `records` as a model is given them; without any, plain images at `size` pixels."""
+    return stored_as(records[0].config).pixel_values if records else partial(_plain_pixel_values, size=size)
+
+
+def _plain_pixel_values(images: Sequence[object], size: int) -> torch.Tensor:
+    """Plain images, brought to `size` exactly as `encrypt` does before it encrypts."""
+    config = PEConfig(image_size=size)  # of a scheme that takes any size
+    return torch.from_numpy(np.stack([prepare(image, config) for image in images])).float().div_(127.5).sub_(1)
+
+
+class Collator:
+    """Rows of a dataset -> {"pixel_values": float32 (B, 3, S, S) in [-1, 1], "labels": int64 (B,)}.
+
+    From a scheme with a patch representation, "pixel_values" are float32 patches (B, N, D).
+
+    Args:
+        columns: where image and label are.
+        read: from `reader`.
+    """
+
+    def __init__(self, columns: Columns, read: Callable[[Sequence[Any]], torch.Tensor]):
+        self.columns, self.read = columns, read
+
+    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        batch = {"pixel_values": self.read([row[self.columns.image] for row in rows])}
+        if self.columns.label is not None:
+            batch["labels"] = torch.tensor([row[self.columns.label] for row in rows])
+        return batch
+
+
+def undecoded(split: Dataset, columns: Columns) -> Dataset:
+    """The split with its images left as they are stored, for `Collator` to decode in the loader's workers."""
+    if not isinstance(split.features[columns.image], Image):
+        return split
+    return split.cast_column(columns.image, Image(decode=False))
+
+
+def compute_accuracy(prediction: EvalPrediction) -> dict[str, float]:
+    """For `Trainer`: the share of images whose highest logit is the label's."""
+    return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}

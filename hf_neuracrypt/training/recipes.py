@@ -1,0 +1,172 @@
+"""How to train on ciphertexts: defaults of `scripts/train.py` by name, and the parts of them that are not plain flags.
+
+What each is worth is in model_cards/ablation.md. A flag that the user gives always wins over a recipe's.
+"""
+
+import copy
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+
+from hf_neuracrypt import alignment
+from hf_neuracrypt.data.columns import Columns, find_columns
+from hf_neuracrypt.data.record import Record
+from hf_neuracrypt.data.sources import load_source, stored_record
+from hf_neuracrypt.errors import DatasetError, NeuraCryptError
+from hf_neuracrypt.models.embeddings import fold
+from hf_neuracrypt.training.data import Collator, reader, undecoded
+
+
+RECIPES = {
+    "neuracrypt": {
+        "learning_rate": 1e-4,
+        "warmup_steps": 0.1,  # of all steps
+        "lr_scheduler_type": "cosine",
+        "weight_decay": 0.05,
+        "num_train_epochs": 5,
+        "per_device_train_batch_size": 32,
+    },
+    "usual": {},  # what TrainingArguments says
+    # Color-NeuraCrypt's ViT runs: jeonsworld/ViT-pytorch with the paper's weight decay. They took 10,000 steps of 512
+    # images (--max_steps 10000 --per_device_train_batch_size 64 --gradient_accumulation_steps 8).
+    "paper": {
+        "optim": "sgd",
+        "learning_rate": 0.03,
+        "weight_decay": 5e-4,
+        "warmup_steps": 500,
+        "lr_scheduler_type": "cosine",
+        "max_grad_norm": 1.0,
+    },
+}
+PROBED = 600  # labelled images that decide on an aligned start
+EMBEDDING_FACTOR = 5  # the patch embedding and the head start further from their goal than the pre-trained rest
+
+
+def optimizer_of(recipe: str, args: TrainingArguments, model: PreTrainedModel, pretrained: bool) -> tuple[type, dict]:
+    """For `Trainer(optimizer_cls_and_kwargs=…)`: the optimiser that `args` name, with the recipe's parameter groups.
+
+    Args:
+        recipe: a name in RECIPES.
+        args: what the user and the recipe say.
+        model: whose parameters are trained.
+        pretrained: whether it starts from pre-trained weights; then embedding and head get a higher learning rate.
+    """
+    cls, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
+    if recipe == "paper" and cls is torch.optim.SGD:
+        options.setdefault("momentum", 0.9)
+    if recipe == "neuracrypt" and pretrained:
+        fast, slow = [], []
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                (fast if "patch_embeddings" in name or name.startswith("classifier") else slow).append(parameter)
+        options["params"] = [
+            {"params": slow, "lr": args.learning_rate, "weight_decay": args.weight_decay},
+            {"params": fast, "lr": args.learning_rate * EMBEDDING_FACTOR, "weight_decay": args.weight_decay},
+        ]
+    return cls, options
+
+
+def aligned_start(
+    model: PreTrainedModel, split: Dataset, columns: Columns, records: Sequence[Record], public_images: str, seed: int
+) -> bool:
+    """Fold the map that `alignment` finds between ciphertexts and public images into the model's embeddings.
+
+    Public images may be of too different a kind. So labels decide: the map is dropped again if the frozen model then
+    sees less in ciphertexts than before.
+
+    Args:
+        model: pre-trained on plain images; changed in place.
+        split: ciphertexts, all of one key, images undecoded.
+        columns: of `split`.
+        records: of `split`: one.
+        public_images: folder or Hub id of plain images of roughly the same kind; labels are not needed.
+        seed: chooses the images, where there are more than are needed.
+
+    Returns:
+        Whether the map was kept.
+
+    Raises:
+        DatasetError: there are no such images, or they are encrypted.
+        NeuraCryptError: there are too few images on a side, or the model is no ViT.
+    """
+    if model.config.model_type not in ("vit", "deit"):
+        raise NeuraCryptError(f"--public_images align a ViT of patches, not a {model.config.model_type}")
+    if stored_record(public_images) is not None:
+        raise DatasetError(f"{public_images} is encrypted: --public_images are plain images that anybody may see")
+    splits = load_source(public_images)
+    public = splits["train"] if "train" in splits else next(iter(splits.values()))
+    public_columns = replace(find_columns(public.features, None, None), label=None)
+    size, patch_size = model.config.image_size, model.config.patch_size
+    count = alignment.MAX_PATCHES // (size // patch_size) ** 2
+    cipher, labels = _images(split, Collator(columns, reader(records, size)), count, seed)
+    plain, _ = _images(undecoded(public, public_columns), Collator(public_columns, reader([], size)), count, seed)
+    found = alignment.align(cipher, plain, patch_size, seed)
+    embeddings, probed = model.base_model.embeddings, (cipher[:PROBED], labels[:PROBED])
+    usual, before = copy.deepcopy(embeddings.state_dict()), probe(model, *probed)
+    fold(model, found)
+    after, log = probe(model, *probed), logging.getLogger(__name__)
+    log.info("%d ciphertexts and %d public images: probe %.3f, before %.3f", len(cipher), len(plain), after, before)
+    if after < before:
+        embeddings.load_state_dict(usual)
+        log.warning("%s do not help: training starts as it would without them", public_images)
+    return after >= before
+
+
+@torch.no_grad()
+def probe(model: PreTrainedModel, pixels: torch.Tensor, labels: torch.Tensor) -> float:
+    """How much the frozen model sees: the share of images whose label a ridge regression on the class token, learned
+    on three quarters of the images, tells of the others.
+
+    Args:
+        model: a ViT.
+        pixels: float32 (B, 3, S, S) in [-1, 1].
+        labels: int64 (B,).
+    """
+    training = model.training
+    model.eval()
+    x = torch.cat([model.base_model(pixel_values=part).last_hidden_state[:, 0] for part in pixels.split(100)]).double()
+    model.train(training)
+    x, y = x - x.mean(0), torch.nn.functional.one_hot(labels).double()
+    fold, right = torch.arange(len(x)) % 4, 0
+    for held in range(4):
+        known, mean = x[fold != held], y[fold != held].mean(0)
+        gram = known.T @ known
+        gram += 0.1 * gram.diagonal().mean() * torch.eye(len(gram))
+        weights = torch.linalg.solve(gram, known.T @ (y[fold != held] - mean))
+        right += int(((x[fold == held] @ weights + mean).argmax(1) == labels[fold == held]).sum())
+    return right / len(x)
+
+
+def _images(split: Dataset, collator: Collator, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """At most `count` images, float32 (B, 3, S, S), and their labels, if there are any."""
+    count = min(len(split), count)
+    chosen = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))[:count].tolist()
+    parts = [split.select(chosen[start : start + 100]) for start in range(0, count, 100)]
+    if not parts:
+        raise NeuraCryptError("there are no images to align")
+    batches = [collator(list(part)) for part in parts]
+    labels = torch.cat([batch["labels"] for batch in batches]) if collator.columns.label else None
+    return torch.cat([batch["pixel_values"] for batch in batches]), labels
+
+
+def balanced_loss(labels: list[int], classes: int) -> Callable:
+    """For `Trainer(compute_loss_func=…)`: cross-entropy in which every class counts the same, however rare.
+
+    Args:
+        labels: of the training split.
+        classes: how many there are; a class without images has no weight.
+    """
+    counts = torch.bincount(torch.tensor(labels), minlength=classes).float()
+    weight = torch.where(counts > 0, len(labels) / (counts.count_nonzero() * counts.clamp(min=1)), 0)
+
+    def loss(outputs, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None) -> torch.Tensor:
+        logits = outputs["logits"]
+        each = torch.nn.functional.cross_entropy(logits.float(), labels, weight.to(logits.device), reduction="none")
+        # With gradient accumulation, Trainer says how many images the whole step has.
+        return each.mean() if num_items_in_batch is None else each.sum() / num_items_in_batch
+
+    return loss

@@ -1,0 +1,127 @@
+"""The part of `benchmark.py` that trains: steps on ciphertexts, on resized plain PNGs, and with the usual pipeline."""
+
+import argparse
+import random
+import resource
+import statistics
+import time
+
+import numpy as np
+import torch
+from benchmark_jobs import photos
+from datasets import Dataset, Features, Image, Value
+from PIL import Image as PILImage
+from torch.utils.data import DataLoader
+from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
+
+from hf_neuracrypt.data.columns import Columns
+from hf_neuracrypt.schemes import EncoderConfig
+from hf_neuracrypt.encoders import load_encoder
+from hf_neuracrypt.images import prepare, to_png
+from hf_neuracrypt.keys import SecretKey
+from hf_neuracrypt.training.data import Collator, undecoded
+
+
+MODELS = {  # width, layers, heads
+    "tiny": (32, 1, 2),
+    "ViT-Tiny": (192, 12, 3),
+}
+COLUMNS = Columns("image", "label", ())
+
+
+class UsualCollator:
+    """What examples of transformers do to plain images at every step: decode, crop, flip, resize, normalise."""
+
+    def __init__(self, size: int):
+        self.processor = ViTImageProcessorPil(size={"height": size, "width": size}, image_mean=[0.5] * 3)
+
+    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        crops = [self._crop(row["image"].convert("RGB")) for row in rows]
+        pixels = self.processor(crops, return_tensors="pt")["pixel_values"]
+        return {"pixel_values": pixels, "labels": torch.tensor([row["label"] for row in rows])}
+
+    @staticmethod
+    def _crop(image: PILImage.Image) -> PILImage.Image:
+        width, height = (int(length * random.uniform(0.5, 1)) for length in image.size)
+        left, top = random.randint(0, image.width - width), random.randint(0, image.height - height)
+        image = image.crop((left, top, left + width, top + height))
+        return image.transpose(PILImage.Transpose.FLIP_LEFT_RIGHT) if random.random() < 0.5 else image
+
+
+def stored(pngs: list[bytes]) -> Dataset:
+    features = Features({"image": Image(), "label": Value("int64")})
+    rows = {"image": [{"bytes": png, "path": None} for png in pngs], "label": [i % 10 for i in range(len(pngs))]}
+    return Dataset.from_dict(rows, features=features)
+
+
+def sources(rows: int, size: int) -> dict[str, tuple[Dataset, object]]:
+    """The same photos three times: dataset and collator."""
+    config, plain = EncoderConfig(image_size=size), photos(rows)
+    resized = [prepare(row["image"], config) for row in plain]
+    encoder = load_encoder(config, SecretKey.generate())
+    batch = torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2)
+    encrypted = torch.cat([encoder.encrypt(part) for part in batch.split(64)]).permute(0, 2, 3, 1).numpy()
+    collator = Collator(COLUMNS, size)
+    return {
+        "ciphertext": (undecoded(stored([to_png(image) for image in encrypted]), COLUMNS), collator),
+        "resized plain PNG": (undecoded(stored([to_png(image) for image in resized]), COLUMNS), collator),
+        "usual pipeline": (plain.add_column("label", [i % 10 for i in range(rows)]), UsualCollator(size)),
+    }
+
+
+class Stepper:
+    """Training steps of one model on one source, with the time they waited for data."""
+
+    def __init__(self, dataset: Dataset, collator: object, model: ViTForImageClassification, args: argparse.Namespace):
+        self.model, self.device = model.to(args.device), args.device
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
+        on_gpu = torch.device(args.device).type == "cuda"
+        workers = {"num_workers": args.workers, "persistent_workers": args.workers > 0, "pin_memory": on_gpu}
+        self.loader = DataLoader(dataset, args.batch, collate_fn=collator, drop_last=True, **workers)
+        self.steps, self.waits, self.batches = [], [], iter(self.loader)
+
+    def _next(self) -> dict[str, torch.Tensor]:
+        batch = next(self.batches, None)
+        if batch is None:
+            self.batches = iter(self.loader)
+            batch = next(self.batches)
+        return {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
+
+    def step(self, measured: bool = True) -> None:
+        start = time.perf_counter()
+        batch = self._next()
+        waited = time.perf_counter() - start
+        with torch.autocast(torch.device(self.device).type, torch.bfloat16):
+            loss = self.model(**batch).loss
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        loss.item()  # waits for a GPU
+        if measured:
+            self.steps.append(time.perf_counter() - start)
+            self.waits.append(waited)
+
+
+def train(args: argparse.Namespace) -> dict:
+    """Step time, samples/s and the share of time waiting for data; the sources take turns at every step."""
+    data, result = sources(max(args.rows, args.batch), args.image_size), {}
+    print(f"{'':<32}{'step, ms':>10}{'images/s':>10}{'in data':>9}")
+    for title, (width, layers, heads) in MODELS.items():
+        shape = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads}
+        config = ViTConfig(image_size=args.image_size, intermediate_size=4 * width, num_labels=10, **shape)
+        steppers = {name: Stepper(*each, ViTForImageClassification(config), args) for name, each in data.items()}
+        for turn in range(args.steps + 1):
+            for stepper in steppers.values():
+                stepper.step(measured=turn > 0)
+        for name, stepper in steppers.items():
+            seconds = statistics.median(stepper.steps)
+            share = sum(stepper.waits) / sum(stepper.steps)
+            result[f"{title}, {name}"] = {"seconds": seconds, "images_per_second": args.batch / seconds, "data": share}
+            print(f"{f'{title}, {name}':<32}{1e3 * seconds:>10.1f}{args.batch / seconds:>10.0f}{share:>9.0%}")
+        times = [result[f"{title}, {name}"]["seconds"] for name in data]
+        print(f"{title}: ciphertext {times[0] / times[1]:.2f} x plain, usual {times[2] / times[0]:.2f} x ciphertext")
+    result["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if torch.cuda.is_available():
+        result["peak_gpu_memory_mb"] = torch.cuda.max_memory_allocated() / 2**20
+    print(", ".join(f"{name.replace('_', ' ')} {result[name]:.0f}" for name in result if name.startswith("peak")))
+    return result

@@ -1,0 +1,90 @@
+"""The cards in model_cards/examples/: what the Hub would show of the dataset and the model that `make demo` makes.
+
+make demo
+hf-neuracrypt audit demo/encrypted --source demo/plain --key-file demo/hospital.key --output demo/audit
+python scripts/example_cards.py --demo demo/   # keep what is measured there in demo.json, and write the cards
+python scripts/example_cards.py                # write them again, after a change of a template
+"""
+
+import argparse
+import io
+import json
+import re
+from pathlib import Path
+
+from datasets import load_from_disk
+from datasets.splits import SplitInfo
+
+from hf_neuracrypt.publish import cards
+from hf_neuracrypt.data.manifest import checksum, read_manifest
+from hf_neuracrypt.audit.results import Row, read_audit
+from hf_neuracrypt.errors import DatasetError, one_line_errors
+from hf_neuracrypt.prediction.classifier import load_model_config, model_records
+from hf_neuracrypt.publish.push import Revision, metadata
+from hf_neuracrypt.data.record import Record
+
+
+EXAMPLES = Path(__file__).parent.parent / "model_cards" / "examples"
+DATASET, MODEL = "hospital/digits", "hospital/digits-vit"
+
+
+def describe_dataset(folder: Path, audit: Path) -> dict:
+    """What `push` would say of the encrypted folder: the arguments of `cards.dataset_card`, as JSON."""
+    manifest = read_manifest(folder)
+    record, splits, revision = Record.from_dict(manifest), load_from_disk(str(folder)), Revision()
+    for name, split in splits.items():
+        revision.features = split.features
+        revision.splits[name] = SplitInfo(name, num_bytes=split.data.nbytes, num_examples=len(split))
+        revision.download_size += split.to_parquet(io.BytesIO())
+    audited = read_audit(audit, record, checksum(manifest))
+    audited["rows"] = [row.to_dict() | {"finding": ""} for row in audited["rows"]]  # no card shows the findings
+    return {
+        "record": record.to_dict(), "rows": manifest["rows"], "columns": list(revision.features), "repo_id": DATASET,
+        "metadata": metadata(record, revision), "license": "cc-by-4.0",
+        "audit": audited,
+    }  # fmt: skip
+
+
+def describe_model(folder: Path) -> dict:
+    """What training said of the model, as if it had been pushed: the arguments of `cards.model_card`, as JSON."""
+    last = json.loads((folder / "eval_results.json").read_text())
+    step = json.loads((folder / "trainer_state.json").read_text())["global_step"]
+    # Only the card that training wrote names the hyperparameters.
+    listed = (folder / "README.md").read_text().split("| hyperparameter | value |\n|---|---|\n")[1]
+    config = load_model_config(str(folder))
+    return {
+        "records": [record.to_dict() for record in model_records(config)], "model_type": config.model_type,
+        "repo_id": MODEL, "hyperparameters": dict(re.findall(r"^\| (\w+) \| (.*) \|$", listed, re.MULTILINE)),
+        "results": {metric: last[f"eval_{metric}"] for metric in ("accuracy", "loss")}, "step": step,
+        "epoch": last["epoch"], "dataset_ids": [DATASET],
+    }  # fmt: skip
+
+
+def render(described: dict) -> dict[str, str]:
+    """The cards, by the names of their files."""
+    dataset, model = described["dataset"], described["model"]
+    dataset["record"] = Record.from_dict(dataset["record"])
+    dataset["audit"]["rows"] = [Row.from_dict(row) for row in dataset["audit"]["rows"]]
+    model["records"] = [Record.from_dict(record) for record in model["records"]]
+    return {"dataset_card.md": cards.dataset_card(**dataset), "model_card.md": cards.model_card(**model)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--demo", type=Path, help="folder of `make demo`, with the audit in it")
+    args = parser.parse_args()
+    kept = EXAMPLES / "demo.json"
+    if args.demo:
+        if not (args.demo / "audit" / "audit.json").exists():
+            raise DatasetError(f"there is no {args.demo / 'audit' / 'audit.json'}: see --help")
+        dataset = describe_dataset(args.demo / "encrypted", args.demo / "audit" / "audit.json")
+        EXAMPLES.mkdir(exist_ok=True)
+        described = {"dataset": dataset, "model": describe_model(args.demo / "model")}
+        kept.write_text(json.dumps(described, indent=1) + "\n")
+    for name, text in render(json.loads(kept.read_text())).items():
+        (EXAMPLES / name).write_text(text)
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()

@@ -1,0 +1,102 @@
+"""The aligned start: a map found from unpaired images, and its folding into stock embeddings."""
+
+import pytest
+import torch
+from transformers import ViTConfig, ViTForImageClassification
+
+from hf_neuracrypt import EncoderConfig, load_encoder
+from hf_neuracrypt.alignment import Alignment, align, fold, to_patches
+from hf_neuracrypt.alignment.denoising import denoise
+from hf_neuracrypt.alignment.patches import Whitened
+from hf_neuracrypt.errors import NeuraCryptError
+from tests.helpers import TINY_VIT, scenes
+
+
+PATCH = 8
+
+
+def explained(found: Alignment, plain: torch.Tensor, cipher: torch.Tensor) -> float:
+    """The share of the variance of true patches that the decrypted ones explain."""
+    true, guess = to_patches(plain, PATCH).flatten(1, 2), found.decrypt(cipher, PATCH)
+    return 1 - float((guess - true).square().mean() / (true - true.mean(0)).square().mean())
+
+
+@pytest.fixture(scope="module")
+def linear():
+    """Ciphertexts under a random matrix and random constants of the positions, and public images."""
+    plain, public = scenes(400, 1), scenes(400, 2)
+    generator = torch.Generator().manual_seed(3)
+    matrix = torch.randn(192, 192, generator=generator) / 192**0.5
+    patches = to_patches(plain, PATCH) @ matrix + torch.randn(6, 6, 192, generator=generator)
+    cipher = patches.reshape(400, 6, 6, 3, PATCH, PATCH).permute(0, 3, 1, 4, 2, 5).reshape(400, 3, 48, 48)
+    return plain, cipher, align(cipher, public, PATCH)
+
+
+def test_a_random_linear_map_is_found_without_pairs(linear):
+    plain, cipher, found = linear
+    assert explained(found, plain, cipher) > 0.65
+    assert explained(Alignment(-found.to_plain, found.cipher_mean, found.plain_mean), plain, cipher) < 0
+
+
+def test_a_picture_is_told_from_its_negative(linear):
+    """No covariance tells them apart. The sign is that of the public images, not one that the method prefers."""
+    plain, cipher, _ = linear
+    assert explained(align(cipher, -scenes(400, 2), PATCH), -plain, cipher) > 0.65
+
+
+def test_the_encoder_itself_is_seen_through(insecure_key):
+    plain, public = scenes(400, 1), scenes(400, 2)
+    encoder = load_encoder(EncoderConfig(image_size=48, patch_size=PATCH, depth=2, width=192), insecure_key)
+    cipher = encoder.encrypt(((plain + 1) * 127.5).byte()).float() / 127.5 - 1
+    state = torch.get_rng_state()
+    assert explained(align(cipher, public, PATCH), plain, cipher) > 0.45
+    assert torch.equal(torch.get_rng_state(), state)  # training that follows draws as it would without
+
+
+def test_denoising_brings_a_wrong_map_nearer_to_the_truth(linear):
+    plain, cipher, _ = linear
+    hidden, public = (Whitened(to_patches(images, PATCH), 16) for images in (cipher, scenes(400, 2)))
+    rows = (to_patches(plain, PATCH) - public.mean).flatten(0, 2) @ (public.basis / public.scale)
+    true = torch.linalg.lstsq(hidden.values.flatten(0, 2), rows).solution
+
+    def agreement(found: torch.Tensor) -> float:
+        return float(torch.nn.functional.cosine_similarity(found, true, dim=0)[:8].mean())
+
+    wrong = true + 0.15 * torch.randn(true.shape, generator=torch.Generator().manual_seed(0))
+    better = agreement(denoise(hidden, public, wrong, seed=0))
+    assert better > agreement(wrong) + 0.05
+
+
+def test_patches_are_in_the_order_of_a_patch_embedding():
+    images, weight = torch.randn(2, 3, 32, 32), torch.randn(5, 3, PATCH, PATCH)
+    expected = torch.nn.functional.conv2d(images, weight, stride=PATCH).permute(0, 2, 3, 1)
+    torch.testing.assert_close(to_patches(images, PATCH) @ weight.flatten(1).T, expected, atol=1e-4, rtol=0)
+
+
+def test_folded_logits_are_those_on_decrypted_patches(linear):
+    """Folding changes where the map is computed, not what: logits agree to 1e-4."""
+    _, cipher, found = linear
+    model = ViTForImageClassification(ViTConfig(**(TINY_VIT | {"image_size": 48}))).eval()
+    with torch.inference_mode():
+        patches = found.decrypt(cipher[:8], PATCH).reshape(8, 6, 6, 3, PATCH, PATCH)
+        decrypted = patches.permute(0, 3, 1, 4, 2, 5).reshape(8, 3, 48, 48)
+        expected = model(pixel_values=decrypted).logits
+        fold(model, found)
+        folded = model(pixel_values=cipher[:8]).logits
+        assert (expected - model(pixel_values=decrypted).logits).abs().max() > 1e-3
+    torch.testing.assert_close(folded, expected, atol=1e-4, rtol=0)
+    assert type(model) is ViTForImageClassification
+
+
+def test_images_without_contrast_at_the_border(linear):
+    """Digits: constant pixels have no variance to divide by."""
+    plain, public = scenes(40, 1), scenes(40, 2)
+    plain[:, :, :8], public[:, :, :8] = -1, -1
+    assert torch.isfinite(align(plain, public, PATCH).to_plain).all()
+
+
+def test_too_little_to_align():
+    with pytest.raises(NeuraCryptError, match="32 ciphertexts"):
+        align(scenes(31, 0), scenes(100, 1), PATCH)
+    with pytest.raises(NeuraCryptError, match="3 x 3 patches"):
+        align(scenes(40, 0), scenes(40, 1), 24)

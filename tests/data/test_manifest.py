@@ -1,0 +1,102 @@
+"""An encrypted dataset on disk: what it holds, and that any change of it is found."""
+
+import hashlib
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+from datasets import DatasetDict, load_from_disk
+
+from hf_neuracrypt.data.manifest import MANIFEST, checksum, parse_manifest, read_manifest, to_text
+from hf_neuracrypt.data.dataset import make_plan
+from hf_neuracrypt.errors import DatasetError
+from hf_neuracrypt.data.record import records_of
+from tests.helpers import SMALL, SPLITS, digests, problems
+
+
+def test_layout_and_content(finished, small_encoder):
+    shards = [f"train/data-0000{i}.arrow" for i in range(4)] + [f"test/data-0000{i}.arrow" for i in range(2)]
+    small = [f"{split}/{name}" for split in SPLITS for name in ("dataset_info.json", "state.json")]
+    assert sorted(digests(finished)) == sorted(["neuracrypt.json", "dataset_dict.json", *shards, *small])
+    loaded = load_from_disk(str(finished))
+    assert isinstance(loaded, DatasetDict)
+    assert {name: len(split) for name, split in loaded.items()} == {"train": 240, "test": 100}
+    assert loaded["train"].split == "train" and loaded["train"]["label"] == SPLITS["train"]["label"]
+    whole = make_plan(SPLITS, small_encoder).apply(SPLITS["train"])
+    for row, expected in zip(loaded["train"], whole):
+        np.testing.assert_array_equal(np.asarray(row["image"]), np.asarray(expected["image"]))
+    assert [record.key_id for record in records_of(loaded)] == [small_encoder.key.id]
+
+
+def test_manifest(finished, small_encoder):
+    manifest = read_manifest(finished)
+    assert manifest["key_id"] == small_encoder.key.id and manifest["config"] == SMALL.to_dict()
+    assert manifest["rows"] == {"train": 240, "test": 100}
+    for file, entry in manifest["files"].items():
+        assert entry["sha256"] == hashlib.sha256((finished / file).read_bytes()).hexdigest()
+    for path in finished.rglob("*.json"):
+        assert small_encoder.key._secret.hex() not in path.read_text()
+
+
+# ------------------------------------------------------------------------------------------------------------- verify
+
+
+def copy_of(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def test_verify_accepts_what_was_written(finished):
+    assert not problems(finished)
+
+
+def test_verify_finds_any_flipped_bit(finished, tmp_path):
+    folder = copy_of(finished, tmp_path)
+    generator = np.random.default_rng(0)
+    for name in digests(folder):
+        path = folder / name
+        content = path.read_bytes()
+        for position in [0, len(content) - 1, *generator.integers(0, len(content), 5)]:
+            damaged = bytearray(content)
+            damaged[position] ^= 1 << int(generator.integers(8))
+            path.write_bytes(damaged)
+            if name == MANIFEST:
+                with pytest.raises(DatasetError, match=r"neuracrypt\.json is damaged"):
+                    problems(folder)
+            else:
+                assert list(problems(folder)) == [name]
+        path.write_bytes(content)
+    assert not problems(folder)
+
+
+def test_verify_finds_changes_that_json_does_not_see(finished, tmp_path):
+    folder = copy_of(finished, tmp_path)
+    text = (folder / MANIFEST).read_text()
+    (folder / MANIFEST).write_text(text.replace("  ", " \t", 1))
+    with pytest.raises(DatasetError, match="fails its own checksum"):
+        problems(folder)
+
+
+def test_verify_names_missing_and_foreign_files(finished, tmp_path):
+    folder = copy_of(finished, tmp_path)
+    os.remove(folder / "test" / "state.json")
+    (folder / "train" / "jane.png").write_bytes(b"")
+    assert problems(folder) == {"test/state.json": "is missing", "train/jane.png": "is not in the manifest"}
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", json.dumps({"neuracrypt": 1}), "x" * 1000])
+def test_hostile_manifests(content, finished, tmp_path):
+    folder = copy_of(finished, tmp_path)
+    (folder / MANIFEST).write_text(content)
+    with pytest.raises(DatasetError, match="damaged"):
+        read_manifest(folder)
+
+
+@pytest.mark.parametrize(("count", "flip"), [(0, False), (True, False), ("2", False), (3, 1), (7, True)])
+def test_views_that_cannot_be(count, flip, finished):
+    """A stranger's manifest may say anything; 240 rows are not seven views of each image."""
+    manifest = read_manifest(finished) | {"views": {"count": count, "flip": flip}}
+    with pytest.raises(DatasetError, match=r"how many views|not 7 for each"):
+        parse_manifest(to_text(manifest | {"sha256": checksum(manifest)}), "it")

@@ -1,0 +1,67 @@
+"""Jobs with rows that cannot be encrypted: they stop there, or list them and go on."""
+
+import json
+
+import PIL.Image
+import pytest
+from datasets import Dataset, Image, load_from_disk
+
+from hf_neuracrypt.data.manifest import is_unfinished, read_manifest
+from hf_neuracrypt.errors import DatasetError
+from tests.helpers import problems, stream_of, write
+
+
+@pytest.fixture
+def some_bad(tmp_path) -> dict[str, Dataset]:
+    """130 rows, of which 3, 70 and 71 cannot be read."""
+    PIL.Image.new("RGB", (20, 20), "red").save(tmp_path / "good.png")
+    (tmp_path / "jane_roe.png").write_bytes(b"not an image")
+    names = ["jane_roe.png" if row in (3, 70, 71) else "good.png" for row in range(130)]
+    rows = {"image": [str(tmp_path / name) for name in names], "label": list(range(130))}
+    return {"train": Dataset.from_dict(rows).cast_column("image", Image())}
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_skipped_rows_are_listed(streamed, some_bad, small_encoder, tmp_path):
+    splits = {"train": stream_of(some_bad["train"])} if streamed else some_bad
+    write(tmp_path / "encrypted", small_encoder, splits, max_bad_fraction=0.1)
+    loaded = load_from_disk(str(tmp_path / "encrypted"))["train"]
+    assert loaded["label"] == [row for row in range(130) if row not in (3, 70, 71)]
+    text = (tmp_path / "encrypted" / "rejected.jsonl").read_text()
+    rejected = [json.loads(line) for line in text.splitlines()]
+    assert [(each["split"], each["row"]) for each in rejected] == [("train", 3), ("train", 70), ("train", 71)]
+    assert all("format" in each["reason"] for each in rejected) and "jane" not in text
+    assert read_manifest(tmp_path / "encrypted")["rows"] == {"train": 127}
+    assert not problems(tmp_path / "encrypted")
+
+
+def test_too_many_bad_rows_stop_the_job(some_bad, small_encoder, tmp_path):
+    with pytest.raises(DatasetError, match=r"2 of 130 rows .*--max-bad-fraction 0\.01|3 of 130 rows"):
+        write(tmp_path / "encrypted", small_encoder, some_bad, max_bad_fraction=0.01)
+    assert is_unfinished(tmp_path / "encrypted")
+    write(tmp_path / "encrypted", small_encoder, some_bad, max_bad_fraction=0.5)
+
+
+def test_a_bad_row_stops_and_leaves_a_resumable_folder(some_bad, small_encoder, tmp_path):
+    with pytest.raises(DatasetError, match="row 3 cannot"):
+        write(tmp_path / "encrypted", small_encoder, some_bad)
+    with pytest.raises(DatasetError, match="row 70 cannot"):  # in the second shard
+        write(
+            tmp_path / "later",
+            small_encoder,
+            {"train": some_bad["train"].select([0, *range(4, 130)]).select([0, 0, 0, 0, *range(1, 127)])},
+        )
+    PIL.Image.new("RGB", (20, 20)).save(tmp_path / "jane_roe.png")
+    write(tmp_path / "encrypted", small_encoder, some_bad)
+    assert len(load_from_disk(str(tmp_path / "encrypted"))["train"]) == 130
+    assert not (tmp_path / "encrypted" / "rejected.jsonl").exists()
+
+
+def test_views_of_a_stream_with_a_bad_row(some_bad, small_encoder, tmp_path):
+    write(tmp_path / "encrypted", small_encoder, {"train": stream_of(some_bad["train"])}, max_bad_fraction=0.1, views=2)
+    loaded = load_from_disk(str(tmp_path / "encrypted"))["train"]
+    assert loaded["label"] == [row for row in range(130) if row not in (3, 70, 71) for _ in range(2)]
+    rejected = (tmp_path / "encrypted" / "rejected.jsonl").read_text().splitlines()
+    assert [json.loads(line)["row"] for line in rejected] == [3, 70, 71]
+    assert read_manifest(tmp_path / "encrypted")["rows"] == {"train": 254}
+    assert not problems(tmp_path / "encrypted")

@@ -1,0 +1,90 @@
+"""Jobs in several processes: the same bytes, an error that says why, and nobody left behind."""
+
+import os
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import PIL.Image
+import pytest
+from datasets import Dataset, Image
+
+from hf_neuracrypt import SecretKey, load_encoder
+from hf_neuracrypt.errors import DatasetError, NeuraCryptError
+from hf_neuracrypt.jobs.run import run
+from tests.helpers import ROOT, SMALL, digests, job_of
+
+
+def test_worker_processes(key_file, tmp_path):
+    encoder = load_encoder(SMALL, SecretKey.load(key_file))
+    assert run(job_of(tmp_path / "one", encoder))
+    assert run(job_of(tmp_path / "two", encoder), num_proc=2)
+    assert digests(tmp_path / "two") == digests(tmp_path / "one")
+    with pytest.raises(DatasetError, match="already holds"):
+        run(job_of(tmp_path / "two", encoder), num_proc=2)
+
+
+def test_a_worker_process_that_fails_says_why(small_encoder, key_file, tmp_path):
+    with pytest.raises(NeuraCryptError, match="never pickled"):
+        run(job_of(tmp_path / "unsendable", small_encoder), num_proc=2)
+    (tmp_path / "bad.png").write_bytes(b"")
+    splits = {"train": Dataset.from_dict({"image": [str(tmp_path / "bad.png")] * 70}).cast_column("image", Image())}
+    encoder = load_encoder(SMALL, SecretKey.load(key_file))
+    with pytest.raises(NeuraCryptError, match=r"row (0|64) cannot be encrypted"):
+        run(job_of(tmp_path / "failing", encoder, splits), num_proc=2)
+    PIL.Image.new("RGB", (32, 32)).save(tmp_path / "bad.png")
+    assert run(job_of(tmp_path / "failing", encoder, splits))
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def children_of(pid: int) -> list[int]:
+    """Process ids of the children that are alive."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            if int(stat.read_text().rpartition(")")[2].split()[1]) == pid:
+                found.append(int(stat.parent.name))
+    return [child for child in found if alive(child)]
+
+
+def wait_until(happened) -> None:
+    """Wait for an event, however busy the machine is."""
+    deadline = time.monotonic() + 300
+    while not happened():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.05)
+
+
+def test_workers_end_with_their_parent(key_file, tmp_path):
+    """SIGKILL of the parent; the workers, which import the script as well, are busy for an hour."""
+    script = (
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from hf_neuracrypt import SecretKey, load_encoder\n"
+        "from hf_neuracrypt.data.dataset import EncryptRows\n"
+        "from hf_neuracrypt.jobs.run import run\n"
+        "from tests.helpers import SMALL, job_of\n"
+        "def hangs(*_):\n"
+        "    Path(sys.argv[2], 'working').touch()\n"
+        "    time.sleep(3600)\n"
+        "EncryptRows.__call__ = hangs\n"
+        "if __name__ == '__main__':\n"
+        "    encoder = load_encoder(SMALL, SecretKey.load(sys.argv[1]))\n"
+        "    run(job_of(Path(sys.argv[2], 'encrypted'), encoder), num_proc=2)\n"
+    )
+    (tmp_path / "main.py").write_text(script)
+    words = [sys.executable, str(tmp_path / "main.py"), str(key_file), str(tmp_path)]
+    with subprocess.Popen(words, stderr=subprocess.DEVNULL, env=os.environ | {"PYTHONPATH": str(ROOT)}) as parent:
+        wait_until((tmp_path / "working").exists)
+        workers = children_of(parent.pid)
+        assert len(workers) >= 2
+        parent.kill()
+    wait_until(lambda: not any(map(alive, workers)))

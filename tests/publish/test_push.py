@@ -1,0 +1,163 @@
+"""Encrypted datasets to the Hub and back with the real clients, each in a process of its own, on a loopback Hub."""
+
+import hashlib
+import io
+import json
+import subprocess
+
+import datasets
+import pyarrow.parquet as pq
+import pytest
+from datasets import ClassLabel, Dataset, Features, Image
+from huggingface_hub import DatasetCard
+
+from hf_neuracrypt.data.manifest import parse_manifest, read_manifest
+from hf_neuracrypt.keys import SecretKey
+from tests.helpers import SMALL_FLAGS, assert_one_line_error, command, key_id, make_images, push, python
+
+
+def test_what_is_published(published, owners):
+    files = published.files("dataset", "owner/photos")
+    shards = sorted(name for name in files if name.startswith("data/"))
+    assert shards[-1].startswith("data/train-") and len(shards) > 2
+    assert set(files) == {*shards, "README.md", "neuracrypt.json", ".gitattributes"}
+    assert published.repos["dataset", "owner/photos"].private
+    manifest = parse_manifest(files["neuracrypt.json"].decode(), "it")
+    assert manifest["key_id"] == key_id(owners / "one.key") and manifest["rows"] == {"train": 300, "test": 30}
+    assert set(manifest["files"]) == set(shards)
+    for name in shards:
+        table = pq.read_table(io.BytesIO(files[name]))
+        assert table.column_names == ["image", "label"] and len(table) == manifest["files"][name]["rows"]
+        assert not any(row["path"] for row in table["image"].to_pylist())
+    card = DatasetCard(files["README.md"].decode())
+    assert manifest["key_id"] in card.text and card.data.to_dict()["configs"][0]["data_files"]
+
+
+def test_stock_datasets_loads_and_streams_it(published, owners):
+    code = """
+import datasets, hashlib, json
+loaded = datasets.load_dataset("owner/photos")
+stream = datasets.load_dataset("owner/photos", streaming=True)
+pixels = lambda rows: hashlib.sha256(b"".join(row["image"].tobytes() for row in rows)).hexdigest()
+images = [pixels(loaded["train"]), pixels(stream["train"])]
+print(json.dumps([*images, loaded["test"]["label"][:], loaded["train"].info.description]))
+"""
+    downloaded, streamed, labels, description = json.loads(python(published, code, owners / "home").splitlines()[-1])
+    local = datasets.load_from_disk(str(owners / "one"))
+    expected = hashlib.sha256(b"".join(row["image"].tobytes() for row in local["train"])).hexdigest()
+    assert downloaded == streamed == expected and labels == local["test"]["label"][:]
+    assert description == local["train"].info.description  # the record travels with the data
+
+
+def test_a_failed_upload_resumes_without_sending_again(hub, owners):
+    hub.faults.append([r"PUT /storage", 1, 400])
+    assert_one_line_error(push(hub, owners, "one", "owner/photos"), "the Hub", "owner/photos")
+    assert list(hub.files("dataset", "owner/photos")) == [".gitattributes"] and hub.done("PUT", "/storage") == 1
+    assert push(hub, owners, "one", "owner/photos").returncode == 0
+    shards = [name for name in hub.files("dataset", "owner/photos") if name.startswith("data/")]
+    assert hub.done("PUT", "/storage") == len(shards)
+
+
+def test_a_lost_answer_to_the_commit_is_no_failure(hub, owners):
+    hub.faults.append([r"POST .*/commit/", 0, "lost"])
+    result = push(hub, owners, "one", "owner/photos")
+    assert result.returncode == 0, result.stderr
+    commits = hub.repos["dataset", "owner/photos"].commits
+    assert len(commits) == 2 and commits[-1][0] in result.stdout
+
+
+def test_of_two_that_push_at_once_one_is_told(hub, owners):
+    hub.faults.append([r"POST .*/commit/", 0, "race"])
+    assert_one_line_error(push(hub, owners, "one", "owner/photos"), "somebody else published to owner/photos")
+    assert "neuracrypt.json" not in hub.files("dataset", "owner/photos")
+
+
+def test_a_new_revision_replaces_the_old_shards(hub, owners, tmp_path):
+    assert push(hub, owners, "one", "owner/photos").returncode == 0
+    rotate = command(
+        "rotate", owners / "one", "--dataset", owners / "plain", "--new-key-file", tmp_path / "new.key", "--output",
+        tmp_path / "new", "--repo", "owner/photos", **hub.environment(owners / "home"),
+    )  # fmt: skip
+    assert rotate.returncode == 0 and "stays readable to whoever has it" in rotate.stderr, rotate.stderr
+    files = hub.files("dataset", "owner/photos")
+    manifest = parse_manifest(files["neuracrypt.json"].decode(), "it")
+    assert manifest["key_id"] == key_id(tmp_path / "new.key")
+    assert {name for name in files if name.startswith("data/")} == set(manifest["files"])
+    assert manifest["config"] == read_manifest(owners / "one")["config"]
+    assert len(hub.repos["dataset", "owner/photos"].commits) == 3
+    refused = push(hub, owners, "one", "owner/photos")
+    assert_one_line_error(refused, "holds images of the key", key_id(owners / "one.key"), "rotate")
+
+
+def test_where_nobody_meant_to_write(hub, owners):
+    environment = hub.environment(owners / "home")
+    code = """
+from huggingface_hub import HfApi
+api = HfApi()
+api.create_repo("owner/open", repo_type="dataset", private=False)
+api.create_repo("owner/taken", repo_type="dataset", private=True)
+api.upload_file(path_or_fileobj=b"a,b", path_in_repo="table.csv", repo_id="owner/taken", repo_type="dataset")
+"""
+    python(hub, code, owners / "home")
+    assert_one_line_error(push(hub, owners, "one", "owner/open"), "owner/open is public: give --public")
+    assert_one_line_error(push(hub, owners, "one", "owner/taken"), "holds something else than an encrypted dataset")
+    assert_one_line_error(push(hub, owners, "one", "other/photos"), "your token may not write to other/photos")
+    assert_one_line_error(push(hub, owners, "one", "a/b/c"), "'a/b/c' is no name of a repository")
+    offline = command("push", owners / "one", "owner/photos", **environment | {"HF_HUB_OFFLINE": "1"})
+    assert_one_line_error(offline, "HF_HUB_OFFLINE is set")
+    wrong = push(hub, owners, "one", "owner/photos", "--key-file", owners / "two.key")
+    assert_one_line_error(wrong, "this key is", key_id(owners / "two.key"))
+    assert ("dataset", "owner/photos") not in hub.repos
+    public = push(hub, owners, "one", "owner/open", "--public", "--gated")
+    assert public.returncode == 0 and hub.repos["dataset", "owner/open"].gated == "manual"
+
+
+@pytest.mark.parametrize(
+    "plant, reason",
+    [
+        (lambda folder: (folder / ".env").write_text("x"), "hidden file"),
+        (lambda folder: (folder / "before-after.png").write_bytes(b"x"), "none of the files that are published"),
+        (lambda folder: SecretKey.generate().save(folder / "train" / "notes.txt"), "text of a secret key file"),
+    ],
+)
+def test_a_folder_with_something_else_is_refused(plant, reason, hub, owners, tmp_path):
+    subprocess.run(["cp", "-r", str(owners / "one"), str(tmp_path / "copy")], check=True)
+    plant(tmp_path / "copy")
+    assert_one_line_error(push(hub, tmp_path, "copy", "owner/photos"), reason)
+    assert not hub.log
+
+
+def test_kept_columns_are_published_only_when_named(hub, owners, tmp_path):
+    features = Features({"image": Image(), "label": ClassLabel(names=["a", "b"]), "age": datasets.Value("int64")})
+    rows = Dataset.from_dict({"image": list(make_images(2, 20)), "label": [0, 1], "age": [50, 60]}, features=features)
+    rows.save_to_disk(str(tmp_path / "plain"))
+    encrypt = command(
+        "encrypt", "--dataset", tmp_path / "plain", "--key-file", owners / "one.key", "--output", tmp_path / "kept",
+        "--keep-column", "age", *SMALL_FLAGS,
+    )  # fmt: skip
+    assert encrypt.returncode == 0, encrypt.stderr
+    refused = push(hub, tmp_path, "kept", "owner/photos")
+    assert_one_line_error(refused, "column 'age', stored in clear", "--keep-column age")
+    assert push(hub, tmp_path, "kept", "owner/photos", "--keep-column", "age").returncode == 0
+    assert "publish `age` in clear" in hub.files("dataset", "owner/photos")["README.md"].decode()
+
+
+@pytest.mark.parametrize("scheme", ["pe", "neuracrypt"])
+def test_other_schemes_are_published_alike(scheme, hub, owners, tmp_path):
+    small = ("--image-size", 32, *(("--patch-size", 8, "--width", 64, "--depth", 1) if scheme == "neuracrypt" else ()))
+    encrypt = command(
+        "encrypt", "--dataset", owners / "plain", "--key-file", owners / "one.key", "--output", tmp_path / "other",
+        "--scheme", scheme, "--max-rows", 3, *small,
+    )  # fmt: skip
+    assert encrypt.returncode == 0, encrypt.stderr
+    result = push(hub, tmp_path, "other", "owner/other", "--key-file", owners / "one.key")
+    assert result.returncode == 0, result.stderr
+    code = """
+import numpy as np
+from datasets import load_dataset
+from hf_neuracrypt.data.record import records_of
+loaded = load_dataset("owner/other")
+print(np.asarray(loaded["train"][0]["image"]).shape, records_of(loaded)[0].config.scheme)
+"""
+    shape = {"pe": "(32, 32, 3)", "neuracrypt": "(16, 64)"}[scheme]
+    assert python(hub, code, tmp_path / "home").splitlines()[-1] == f"{shape} {scheme}"

@@ -1,0 +1,48 @@
+"""The figures' parts; README's own block draws the pictures (test_readme.py)."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hf_neuracrypt.errors import NeuraCryptError
+from tests.helpers import load_script, make_images
+
+
+@pytest.fixture(scope="module")
+def script():
+    """scripts/figures.py as a module."""
+    return load_script("figures")
+
+
+def test_a_grid_changes_no_pixel_and_is_transparent_between(script):
+    images = make_images(4, 32)
+    drawn = np.asarray(script.grid([[("plain", images[0]), ("", images[1])], [("", images[2]), ("", images[3])]]))
+    gap, line = script.GAP, script.LINE
+    assert drawn.shape == (line + 2 * 32 + gap, 2 * 32 + gap, 4)
+    assert (drawn[line : line + 32, :32, :3] == images[0]).all() and (drawn[-32:, -32:, :3] == images[3]).all()
+    assert drawn[line:, 32 : 32 + gap, 3].max() == 0 and drawn[:line, :, 3].any()
+
+
+def test_a_table_of_numbers_is_grey_around_its_mean(script):
+    numbers = np.random.default_rng(0).normal(5, 2, (64, 64)).astype(np.float32)
+    drawn = script.table(numbers)
+    assert drawn.shape == (64, 64, 3) and abs(drawn.mean() - 127) < 3 and 35 < drawn.std() < 50
+    assert drawn[numbers.argmax() // 64, numbers.argmax() % 64, 0] == drawn.max()
+
+
+def test_throughput_is_drawn_from_what_was_measured(script, tmp_path, monkeypatch):
+    monkeypatch.setattr(script, "OUTPUT", tmp_path)
+    with pytest.raises(NeuraCryptError, match=r"benchmark.py --output .*throughput.json encoder"):
+        script.draw_throughput(tmp_path / "throughput.png")
+    measured = {
+        "images_per_second": {"exact, fused products": 900.0, "float32 network": 50.0},
+        "int8_limit": {"images_per_second": 1000.0}, "environment": {"threads": 2, "cpu": "AVX512"},
+    }  # fmt: skip
+    (tmp_path / "throughput.json").write_text(json.dumps(measured))
+    script.draw_throughput(tmp_path / "throughput.png")
+    pixels = np.asarray(Image.open(tmp_path / "throughput.png"))
+    assert pixels.shape[2] == 4 and pixels[0, 0, 3] == 0
+    blue = [int(script.charts.BLUE[place : place + 2], 16) for place in (1, 3, 5)]
+    assert (pixels[..., :3] == blue).all(-1).sum() > 1000

@@ -1,0 +1,168 @@
+"""What the Trainer is given: splits with their records, the collator, the stock model and processor."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from datasets import DatasetDict, concatenate_datasets, load_from_disk
+from transformers import AutoImageProcessor, ViTConfig, ViTForImageClassification
+
+from hf_neuracrypt import EncoderConfig, SecretKey, encrypt_dataset, load_encoder
+from hf_neuracrypt.training.data import Collator, checked_records, hold_out, load_model, load_splits, stock_processor, undecoded
+from hf_neuracrypt.jobs import writer
+from hf_neuracrypt.data.dataset import make_plan
+from hf_neuracrypt.errors import DatasetError, ImageError, KeyMismatchError, NeuraCryptError
+from hf_neuracrypt.training.metrics import Accuracy
+from hf_neuracrypt.data.record import Record
+from tests.helpers import SMALL, TINY_VIT, make_dataset
+
+
+@pytest.fixture(scope="module")
+def encrypted_folder(tmp_path_factory, small_encoder):
+    folder = tmp_path_factory.mktemp("training") / "encrypted"
+    splits = {"train": make_dataset(12), "test": make_dataset(6, seed=1)}
+    writer.work(writer.Job(splits, make_plan(splits, small_encoder), folder))
+    return folder
+
+
+def test_splits_know_their_encryption(encrypted_folder, plain_folder, small_encoder):
+    splits = load_splits(str(encrypted_folder))
+    assert checked_records(splits) == [Record(SMALL, small_encoder.key.id)]
+    assert splits.label_names == ["cat", "dog", "horse"]
+    plain = load_splits(str(plain_folder), plain=True)
+    assert checked_records(plain) == [] and plain.columns.image == "img"
+
+
+def test_plain_and_encrypted_are_never_confused(encrypted_folder, plain_folder):
+    with pytest.raises(DatasetError, match=r"is not encrypted.*--plain"):
+        load_splits(str(plain_folder))
+    with pytest.raises(DatasetError, match=r"is encrypted .key nck1-"):
+        load_splits(str(encrypted_folder), plain=True)
+
+
+def test_mixed_keys_are_refused(small_encoder, key_file, tmp_path):
+    other = load_encoder(SMALL, SecretKey.load(key_file))
+    both = concatenate_datasets([encrypt_dataset(make_dataset(4), encoder) for encoder in (small_encoder, other)])
+    DatasetDict({"train": both}).save_to_disk(str(tmp_path / "both"))
+    splits = load_splits(str(tmp_path / "both"))
+    with pytest.raises(KeyMismatchError, match=f"{small_encoder.key.id}, {other.key.id}"):
+        checked_records(splits)
+
+
+def test_an_unfinished_folder_is_refused(encrypted_folder, tmp_path):
+    import shutil
+
+    shutil.copytree(encrypted_folder, tmp_path / "copy")
+    (tmp_path / "copy" / ".unfinished").mkdir()
+    (tmp_path / "copy" / ".unfinished" / "job.json").write_text("{}")
+    with pytest.raises(DatasetError, match="unfinished"):
+        load_splits(str(tmp_path / "copy"))
+
+
+def test_collator_equals_the_stock_processor(encrypted_folder, tmp_path):
+    splits = load_splits(str(encrypted_folder))
+    split = splits.data["train"]
+    collated = Collator(splits.columns, 32)(list(undecoded(split, splits.columns)))
+    stock_processor(32).save_pretrained(tmp_path / "processor")
+    saved = json.loads((tmp_path / "processor" / "preprocessor_config.json").read_text())
+    assert saved["image_processor_type"] == "ViTImageProcessor" and saved["do_resize"] is False
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "processor")
+    expected = processor([row["image"] for row in split], return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(collated["pixel_values"], expected, atol=1e-6, rtol=0)
+    assert collated["labels"].tolist() == list(split["label"])
+
+
+def test_collator_of_plain_images_resizes_as_encryption_does(plain_folder):
+    splits = load_splits(str(plain_folder), plain=True)
+    rows = list(undecoded(splits.data["train"], splits.columns))
+    collated = Collator(splits.columns, 32, plain=True)(rows[:2])
+    from hf_neuracrypt.images import prepare
+
+    expected = prepare(rows[0]["img"], SMALL).transpose(2, 0, 1) / 127.5 - 1
+    np.testing.assert_allclose(collated["pixel_values"][0].numpy(), expected, atol=1e-6)
+
+
+def test_ciphertext_of_another_size_is_never_resized(encrypted_folder):
+    splits = load_splits(str(encrypted_folder))
+    rows = list(undecoded(splits.data["train"], splits.columns))
+    with pytest.raises(ImageError, match="does not fit a model of 64 pixels"):
+        Collator(splits.columns, 64)(rows)
+
+
+def test_views_of_an_image_are_never_parted(tmp_path, small_encoder, encrypted_folder):
+    """Neither between training and evaluation, nor when owners' datasets, with and without views, are put together."""
+    plain = {"train": make_dataset(40)}
+    assert writer.work(writer.Job(plain, make_plan(plain, small_encoder), tmp_path / "views", views=3))
+    splits = load_splits([str(tmp_path / "views"), str(encrypted_folder)])
+    assert splits.images.tolist() == [*(image for image in range(40) for _ in range(3)), *range(40, 52)]
+    numbered = splits.data["train"].add_column("number", list(range(132)))
+    splits = dataclasses.replace(splits, data=DatasetDict({"train": numbered}))
+    kept, held = (splits.images[part["number"]].tolist() for part in hold_out(splits, 0.25, seed=0))
+    assert len(held) == len(set(held)) == 13 and not set(held) & set(kept) and set(held) | set(kept) == set(range(52))
+    assert len(kept) == 132 - sum(3 if image < 40 else 1 for image in held)
+    first = [number for number in hold_out(splits, 0.25, seed=0)[1]["number"] if number < 120]
+    assert first and all(number % 3 == 0 for number in first)
+    again, other = (hold_out(splits, 0.25, seed=seed)[1]["number"] for seed in (0, 1))
+    assert [splits.images[number] for number in again] == held != [splits.images[number] for number in other]
+
+
+# ------------------------------------------------------------------------------------------------------------- models
+
+
+def test_a_new_model_carries_the_record(vit_config, small_encoder, tmp_path):
+    record = Record(SMALL, small_encoder.key.id)
+    model = load_model(None, str(vit_config), ["a", "b"], 32, [record])
+    model.save_pretrained(tmp_path / "model")
+    saved = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert saved["neuracrypt"] == [record.to_dict()]
+    assert saved["id2label"] == {"0": "a", "1": "b"}
+    assert type(model) is ViTForImageClassification
+
+
+def test_fine_tuning_keeps_the_body_and_replaces_the_head(tmp_path, small_encoder):
+    original = ViTForImageClassification(ViTConfig(**(TINY_VIT | {"num_labels": 7})))
+    original.save_pretrained(tmp_path / "original")
+    model = load_model(str(tmp_path / "original"), None, ["a", "b"], 32, [Record(SMALL, small_encoder.key.id)])
+    assert model.classifier.out_features == 2
+    for name, weight in original.vit.state_dict().items():
+        assert torch.equal(model.vit.state_dict()[name], weight), name
+
+
+@pytest.mark.parametrize("size", [16, 64, 96])
+def test_position_embeddings_follow_the_image_size(size, tmp_path, small_encoder):
+    original = ViTForImageClassification(ViTConfig(**TINY_VIT))
+    original.save_pretrained(tmp_path / "original")
+    record = Record(EncoderConfig(image_size=size, patch_size=8), small_encoder.key.id)
+    model = load_model(str(tmp_path / "original"), None, ["a", "b"], size, [record])
+    assert model.config.image_size == size
+    model(pixel_values=torch.zeros(1, 3, size, size))
+    old = original.vit.embeddings.position_embeddings[0, 1:].reshape(4, 4, -1)
+    new = model.vit.embeddings.position_embeddings[0, 1:].reshape(size // 8, size // 8, -1)
+    torch.testing.assert_close(new.mean((0, 1)), old.mean((0, 1)), atol=2e-2, rtol=0)
+    model.save_pretrained(tmp_path / "resized")
+    again = ViTForImageClassification.from_pretrained(tmp_path / "resized")
+    assert torch.equal(again.vit.embeddings.position_embeddings, model.vit.embeddings.position_embeddings)
+
+
+def test_models_that_do_not_fit(vit_config, tmp_path, small_encoder):
+    record = Record(EncoderConfig(image_size=32, patch_size=16), small_encoder.key.id)
+    with pytest.raises(NeuraCryptError, match=r"patches of 8 pixels.*--patch-size 8"):
+        load_model(None, str(vit_config), ["a", "b"], 32, [record])
+    with pytest.raises(NeuraCryptError, match="cannot load the model"):
+        load_model(str(tmp_path / "missing"), None, ["a"], 32, [])
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(NeuraCryptError, match="bert, not a Vision Transformer"):
+        load_model(None, str(tmp_path / "bert"), ["a"], 32, [])
+
+
+def test_accuracy_needs_no_network():
+    metric = Accuracy()
+    metric.add_batch(predictions=[1, 2, 3, -1], references=[1, 2, 0, 0])
+    assert metric.compute() == {"accuracy": 0.5}
+
+
+def test_loading_back_what_save_to_disk_reads(encrypted_folder):
+    assert load_from_disk(str(encrypted_folder))["train"][0]["image"].size == (32, 32)
