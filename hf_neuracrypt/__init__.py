@@ -1,6 +1,6 @@
 """hf_neuracrypt: encrypt image datasets with a secret key, and train a stock Vision Transformer on the ciphertexts.
 
-The public names are `SecretKey`, `EncoderConfig`, `load_encoder`, `encrypt_dataset`, `EncryptTransform` and
+The public names are `SecretKey`, `EncoderConfig`, `load_encoder`, `encrypt_dataset`, `EncryptedView` and
 `Classifier`; they are imported when first used, so that `import hf_neuracrypt` and `hf-neuracrypt --help` do not wait
 for torch.
 """
@@ -12,7 +12,7 @@ from hf_neuracrypt.errors import NeuraCryptError
 
 
 if TYPE_CHECKING:
-    from hf_neuracrypt.data.dataset import EncryptTransform, encrypt_dataset
+    from hf_neuracrypt.data.dataset import EncryptedView, encrypt_dataset
     from hf_neuracrypt.encoders import load_encoder
     from hf_neuracrypt.keys import SecretKey
     from hf_neuracrypt.prediction.classifier import Classifier
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "Classifier", "EncoderConfig", "EncryptTransform", "NeuraCryptError", "SecretKey", "__version__", "encrypt_dataset",
+    "Classifier", "EncoderConfig", "EncryptedView", "NeuraCryptError", "SecretKey", "__version__", "encrypt_dataset",
     "load_encoder",
 ]  # fmt: skip
 
 _HOMES = {
     "Classifier": "prediction.classifier",
     "EncoderConfig": "schemes",
-    "EncryptTransform": "data.dataset",
+    "EncryptedView": "data.dataset",
     "SecretKey": "keys",
     "encrypt_dataset": "data.dataset",
     "load_encoder": "encoders",

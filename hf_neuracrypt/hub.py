@@ -19,7 +19,8 @@ from huggingface_hub.errors import (
 from hf_neuracrypt.errors import HubError, first_line
 
 
-TRANSPORT_ERROR = HfHubHTTPError.__mro__[1]  # the HTTP library's base of all errors; its name changes with its version
+# The HTTP library's base of all errors; its name changes with the library.
+TRANSPORT_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
 
 
 def may_be_repository(name: str) -> bool:
@@ -30,7 +31,7 @@ def may_be_repository(name: str) -> bool:
 
 
 def offline(name: str) -> str | None:
-    """Why `name` cannot be had from the Hub, if that is because nobody wants it asked."""
+    """The error message for `name` in offline mode; None if the Hub may be reached."""
     if constants.HF_HUB_OFFLINE:
         return f"cannot reach {name}: HF_HUB_OFFLINE is set, and it is not in the cache"
     return None

@@ -70,8 +70,8 @@ class SchemeConfig:
     symbol_bits: ClassVar[int | None] = None
     moves_blocks: ClassVar[bool] = False
 
-    algorithm: str
-    image_size: int
+    algorithm: str = ""
+    image_size: int = 224
     resize: str = one_of("bilinear", choices=("bilinear",))
     background: str = "#ffffff"
 
@@ -157,7 +157,6 @@ class EncoderConfig(SchemeConfig):
     title = "Color-NeuraCrypt (Qi, MaungMaung and Kiya), a random network whose output is again an image"
     tile_name, fits_patches = "patch_size", True
     algorithm: str = "color-neuracrypt/v1"
-    image_size: int = 224
     patch_size: int = one_of(16, choices=(8, 14, 16, 32))
     depth: int = within(4, low=0, high=64)
     width: int = within(768, low=16, high=4096, step=16)
@@ -216,7 +215,6 @@ class ViTBlockwiseConfig(SchemeConfig):
     tile_name, fits_patches = "patch_size", True
     symbol_bits, moves_blocks = 8, True
     algorithm: str = "vit-blockwise/v1"
-    image_size: int = 224
     patch_size: int = within(16, low=1, high=64)
 
 
@@ -246,7 +244,6 @@ class FloatConfig(NetworkConfig):
     title = "Color-NeuraCrypt (Qi, MaungMaung and Kiya) in float32, as published"
     fits_patches = True
     algorithm: str = "color-neuracrypt-float/v1"
-    image_size: int = 224
     scale: int = within(51, low=1, high=255)
 
 

@@ -12,6 +12,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -61,8 +62,8 @@ def batch(images: np.ndarray) -> torch.Tensor:
 
 
 def make_dataset(rows: int = 10, size: int = 20, seed: int = 0) -> Dataset:
-    """Plain images of three classes, easy to tell apart, under CIFAR's column names."""
-    labels = [index % 3 for index in range(rows)]
+    """Plain images of three classes, not sorted by them, easy to tell apart, under CIFAR's column names."""
+    labels = [(1, 0, 2)[index % 3] for index in range(rows)]
     images = make_images(rows, size, seed) // 2 + np.array(labels, np.uint8)[:, None, None, None] * 60
     features = Features({"img": Image(), "label": ClassLabel(names=["cat", "dog", "horse"])})
     return Dataset.from_dict({"img": list(images), "label": labels}, features=features)
@@ -236,9 +237,9 @@ def _imported_again(module) -> dict[str, object]:
 
 def process(*words: object, stdin: str | None = None, **environment: str) -> subprocess.CompletedProcess:
     """`command` as a user runs it, in a process of its own."""
-    first = str(words[0])
-    program = [str(ROOT / first)] if first.endswith(".py") else ["-m", "hf_neuracrypt", first]
-    return _run([sys.executable, *program, *words[1:]], environment, stdin)
+    if words and str(words[0]).endswith(".py"):
+        return _run([sys.executable, ROOT / str(words[0]), *words[1:]], environment, stdin)
+    return _run([sys.executable, "-m", "hf_neuracrypt", *words], environment, stdin)
 
 
 def launch(program: str, *words: object, **environment: str) -> subprocess.CompletedProcess:
@@ -252,6 +253,14 @@ def _run(words: list, environment: dict[str, str], stdin: str | None = None) -> 
         list(map(str, words)), capture_output=True, text=True, input=stdin, timeout=600,
         env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
     )  # fmt: skip
+
+
+def wait_until(happened) -> None:
+    """Wait for an event, however busy the machine is."""
+    deadline = time.monotonic() + 300
+    while not happened():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.05)
 
 
 def encrypt(dataset, key_file, output, *flags, run=command) -> subprocess.CompletedProcess:
@@ -284,7 +293,9 @@ SPLITS = {"train": make_dataset(240), "test": make_dataset(100, seed=1)}
 
 def job_of(folder, encoder, splits=None, **options) -> Job:
     splits = splits or SPLITS
-    return Job(splits, make_plan(splits, encoder), folder, **({"shard_bytes": SHARD_BYTES} | options))
+    return Job(
+        splits, make_plan(splits, encoder), folder, **({"shard_bytes": SHARD_BYTES, "source": "made in code"} | options)
+    )
 
 
 def write(folder, encoder, splits=None, **options) -> None:

@@ -9,14 +9,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_neuracrypt.schemes import EncoderConfig
 from hf_neuracrypt.errors import ImageError
 from hf_neuracrypt.images import MAX_PIXELS, make_views, prepare, to_png, to_rgb
+from hf_neuracrypt.schemes import EncoderConfig
 from tests.helpers import encoded, make_images
 
 
 CONFIG = EncoderConfig(image_size=32, patch_size=8)
 PIXELS = make_images(1, 32)[0]
+
+
+def pixels_of(source, config: EncoderConfig = CONFIG) -> np.ndarray:
+    """What `prepare` gives, (S, S, 3) as Pillow has it."""
+    return prepare(source, config).transpose(1, 2, 0)
 
 
 # ------------------------------------------------------------------------------------------------------------ sources
@@ -43,19 +48,19 @@ PIXELS = make_images(1, 32)[0]
 )
 def test_every_lossless_source_gives_the_same_pixels(source):
     prepared = prepare(source, CONFIG)
-    assert prepared.dtype == np.uint8 and prepared.shape == (32, 32, 3)
-    np.testing.assert_array_equal(prepared, PIXELS)
+    assert prepared.dtype == np.uint8 and prepared.shape == (3, 32, 32)
+    np.testing.assert_array_equal(prepared.transpose(1, 2, 0), PIXELS)
 
 
 def test_files_by_path(tmp_path):
     path = tmp_path / "größe 🙂.png"
     Image.fromarray(PIXELS).save(path)
     for source in (path, str(path), {"bytes": None, "path": str(path)}):
-        np.testing.assert_array_equal(prepare(source, CONFIG), PIXELS)
+        np.testing.assert_array_equal(pixels_of(source), PIXELS)
 
 
 def test_jpeg_is_close():
-    prepared = prepare(encoded(Image.fromarray(PIXELS), "JPEG", quality=98, subsampling=0), CONFIG)
+    prepared = pixels_of(encoded(Image.fromarray(PIXELS), "JPEG", quality=98, subsampling=0))
     assert np.abs(prepared.astype(int) - PIXELS).mean() < 5
 
 
@@ -65,30 +70,30 @@ def test_jpeg_is_close():
 def test_grey_and_bilevel_and_bool():
     grey = PIXELS[:, :, 0]
     for source in (grey, grey[:, :, None], grey[None], Image.fromarray(grey), encoded(Image.fromarray(grey), "PNG")):
-        np.testing.assert_array_equal(prepare(source, CONFIG), grey[:, :, None].repeat(3, 2))
+        np.testing.assert_array_equal(pixels_of(source), grey[:, :, None].repeat(3, 2))
     mask = grey > 127
     expected = (mask * 255).astype(np.uint8)[:, :, None].repeat(3, 2)
-    np.testing.assert_array_equal(prepare(mask, CONFIG), expected)
-    np.testing.assert_array_equal(prepare(encoded(Image.fromarray(mask), "PNG"), CONFIG), expected)
+    np.testing.assert_array_equal(pixels_of(mask), expected)
+    np.testing.assert_array_equal(pixels_of(encoded(Image.fromarray(mask), "PNG")), expected)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_16_bits_are_scaled_not_clipped(kind):
     values = np.linspace(0, 65535, 32 * 32).astype(np.uint16).reshape(32, 32)
-    prepared = prepare(encoded(Image.fromarray(values), kind), CONFIG)
+    prepared = pixels_of(encoded(Image.fromarray(values), kind))
     expected = np.round(values / 257).astype(int)
     assert np.abs(prepared[:, :, 0].astype(int) - expected).max() <= 1
     assert len(np.unique(prepared)) == 256
-    np.testing.assert_array_equal(prepare(values, CONFIG), prepared)
+    np.testing.assert_array_equal(pixels_of(values), prepared)
 
 
 def test_palette_with_and_without_transparency():
     palette = Image.fromarray(PIXELS).quantize(16)
     expected = np.asarray(palette.convert("RGB"))
-    np.testing.assert_array_equal(prepare(encoded(palette, "PNG"), CONFIG), expected)
-    np.testing.assert_array_equal(prepare(encoded(palette, "GIF"), CONFIG), expected)
+    np.testing.assert_array_equal(pixels_of(encoded(palette, "PNG")), expected)
+    np.testing.assert_array_equal(pixels_of(encoded(palette, "GIF")), expected)
     hidden = palette.getpixel((0, 0))
-    prepared = prepare(encoded(palette, "PNG", transparency=hidden), CONFIG)
+    prepared = pixels_of(encoded(palette, "PNG", transparency=hidden))
     assert (prepared[np.asarray(palette) == hidden] == 255).all()
     assert (prepared[np.asarray(palette) != hidden] == expected[np.asarray(palette) != hidden]).all()
 
@@ -99,25 +104,25 @@ def test_alpha_is_composited_on_the_stated_colour(background, colour):
     rgba = np.dstack([PIXELS, np.zeros((32, 32), np.uint8)])
     rgba[:16, :, 3] = 255
     for source in (rgba, Image.fromarray(rgba), encoded(Image.fromarray(rgba), "PNG")):
-        prepared = prepare(source, config)
+        prepared = pixels_of(source, config)
         np.testing.assert_array_equal(prepared[:16], PIXELS[:16])
         assert (prepared[16:] == colour).all(), "pixels hidden under alpha must not be encrypted"
     grey_alpha = Image.fromarray(rgba).convert("LA")
-    assert (prepare(encoded(grey_alpha, "PNG"), config)[16:] == colour).all()
+    assert (pixels_of(encoded(grey_alpha, "PNG"), config)[16:] == colour).all()
 
 
 def test_cmyk():
     cmyk = Image.fromarray(PIXELS).convert("CMYK")
     expected = np.asarray(cmyk.convert("RGB")).astype(int)
-    prepared = prepare(encoded(cmyk, "JPEG", quality=98), CONFIG)
+    prepared = pixels_of(encoded(cmyk, "JPEG", quality=98))
     assert np.abs(prepared.astype(int) - expected).mean() < 8
-    np.testing.assert_array_equal(prepare(encoded(cmyk, "TIFF"), CONFIG), expected)
+    np.testing.assert_array_equal(pixels_of(encoded(cmyk, "TIFF")), expected)
 
 
 def test_first_frame_of_an_animation():
     frames = [Image.fromarray(PIXELS), Image.fromarray(255 - PIXELS)]
     animated = encoded(frames[0], "PNG", save_all=True, append_images=frames[1:])
-    np.testing.assert_array_equal(prepare(animated, CONFIG), PIXELS)
+    np.testing.assert_array_equal(pixels_of(animated), PIXELS)
 
 
 # ----------------------------------------------------------------------------------------------------------- metadata
@@ -135,16 +140,16 @@ def test_exif_orientation_is_applied_and_all_metadata_dropped(orientation):
     exif = Image.Exif()
     exif[0x0112], exif[0x010E] = orientation, "Jane Roe"
     source = encoded(stored, "PNG", exif=exif, icc_profile=b"a profile")
-    np.testing.assert_array_equal(prepare(source, CONFIG), PIXELS)
+    np.testing.assert_array_equal(pixels_of(source), PIXELS)
     image = to_rgb(Image.open(io.BytesIO(source)))
-    png = to_png(np.array(image))
+    png = to_png(np.array(image).transpose(2, 0, 1))
     assert b"Jane" not in png and b"profile" not in png
     assert Image.open(io.BytesIO(png)).info == {}
 
 
 def test_damaged_exif_does_not_stop_an_image():
     source = encoded(Image.fromarray(PIXELS), "PNG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff")
-    np.testing.assert_array_equal(prepare(source, CONFIG), PIXELS)
+    np.testing.assert_array_equal(pixels_of(source), PIXELS)
 
 
 # ----------------------------------------------------------------------------------------------------------- resizing
@@ -153,14 +158,14 @@ def test_damaged_exif_does_not_stop_an_image():
 def test_resized_once_by_the_recorded_method():
     large = make_images(1, 100)[0]
     expected = np.asarray(Image.fromarray(large).resize((32, 32), Image.Resampling.BILINEAR))
-    np.testing.assert_array_equal(prepare(large, CONFIG), expected)
-    wide = prepare(make_images(1, 100)[0][:40], CONFIG)
+    np.testing.assert_array_equal(pixels_of(large), expected)
+    wide = pixels_of(make_images(1, 100)[0][:40])
     assert wide.shape == (32, 32, 3)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 3), (1, 50, 3), (50, 1, 3), (3, 3), (2000, 2, 3)])
 def test_odd_shapes(shape):
-    assert (prepare(np.full(shape, 99, np.uint8), CONFIG) == 99).all()
+    assert (pixels_of(np.full(shape, 99, np.uint8)) == 99).all()
 
 
 # ---------------------------------------------------------------------------------------------------------- bad input
@@ -220,14 +225,14 @@ def test_bad_images_are_refused_with_the_reason(source, reason):
 def test_views_are_the_image_and_moved_versions_of_it(flip):
     """Every view is a window of the image, its edges reflected; mirrored only if asked for."""
     mirrored = 0
-    for image in make_images(6, 32):
+    for image in make_images(6, 32).transpose(0, 3, 1, 2):
         views = make_views(image, 5, flip)
         np.testing.assert_array_equal(views[0], image)
-        padded = np.pad(image, ((4, 4), (4, 4), (0, 0)), "reflect")
-        windows = [padded[top : top + 32, left : left + 32] for top in range(9) for left in range(9)]
+        padded = np.pad(image, ((0, 0), (4, 4), (4, 4)), "reflect")
+        windows = [padded[:, top : top + 32, left : left + 32] for top in range(9) for left in range(9)]
         for view in views[1:]:
             upright = any(np.array_equal(view, window) for window in windows)
-            assert upright or any(np.array_equal(view[:, ::-1], window) for window in windows)
+            assert upright or any(np.array_equal(view[..., ::-1], window) for window in windows)
             mirrored += not upright
         assert len({view.tobytes() for view in views}) > 1
     assert 4 < mirrored < 20 if flip else mirrored == 0
@@ -235,10 +240,11 @@ def test_views_are_the_image_and_moved_versions_of_it(flip):
 
 def test_views_are_fixed():
     """Stored ciphertexts depend on them: the same image gives the same views for good."""
-    views = make_views(make_images(1, 32)[0], 4, flip=True)
-    digest = hashlib.sha256(np.array(views).tobytes()).hexdigest()
+    image = make_images(1, 32)[0].transpose(2, 0, 1)
+    views = np.stack(make_views(image, 4, flip=True)).transpose(0, 2, 3, 1)  # the digest is of rows of RGB pixels
+    digest = hashlib.sha256(views.tobytes()).hexdigest()
     assert digest == "5db0ebf4d4efcec598575d9066b89c2342065a95b55a83ebba2ac913b946490d"
-    assert make_views(make_images(1, 32)[0], 1)[0].shape == (32, 32, 3)
+    assert make_views(image, 1)[0].shape == (3, 32, 32)
 
 
 def test_pixel_limit_holds_for_arrays():
@@ -253,7 +259,7 @@ def test_pixel_limit_holds_for_arrays():
 @pytest.mark.parametrize("size", [8, 32, 224, 256])
 def test_png_round_trip_and_structure(size):
     image = make_images(1, size)[0]
-    png = to_png(image)
+    png = to_png(image.transpose(2, 0, 1))
     decoded = Image.open(io.BytesIO(png))
     assert decoded.mode == "RGB" and decoded.info == {}
     np.testing.assert_array_equal(np.asarray(decoded), image)
@@ -271,4 +277,4 @@ def test_png_bytes_are_fixed():
     image = np.arange(4 * 4 * 3, dtype=np.uint8).reshape(4, 4, 3)
     rows = b"".join(b"\0" + bytes(range(12 * row, 12 * row + 12)) for row in range(4))
     stream = b"\x78\x01\x01" + struct.pack("<HH", 52, 52 ^ 0xFFFF) + rows + struct.pack(">I", zlib.adler32(rows))
-    assert stream in to_png(image)
+    assert stream in to_png(image.transpose(2, 0, 1))

@@ -2,10 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
+import torch
 
-from hf_neuracrypt.schemes import EncoderConfig
+from hf_neuracrypt import load_encoder
 from hf_neuracrypt.errors import ConfigError
+from hf_neuracrypt.schemes import EncoderConfig, SchemeConfig, make_config
 
 
 def test_canonical_text_is_frozen():
@@ -57,3 +60,127 @@ def test_unsupported_values_are_refused_with_the_reason(values, reason):
 def test_from_dict_wants_exactly_the_fields(values):
     with pytest.raises(ConfigError, match="has the fields"):
         EncoderConfig.from_dict(values)
+
+
+# ----------------------------------------------------------------------------- what configs say is true of the encoders
+
+NETWORK = {"image_size": 16, "patch_size": 8, "width": 16, "depth": 1}
+CONFIGS = [
+    make_config("color-neuracrypt", NETWORK),
+    make_config("le", {"image_size": 8}),
+    make_config("ele", {"image_size": 8}),
+    make_config("pe", {"image_size": 8}),
+    make_config("pe", {"image_size": 8, "color_shuffle": False}),
+    make_config("etc", {"image_size": 8}),
+    make_config("etc", {"image_size": 8, "variant": "madono"}),
+    make_config("vit-blockwise", {"image_size": 8, "patch_size": 4}),
+    *(make_config("color-neuracrypt-float", NETWORK | {"batch_norm": mode}) for mode in ("batch", "frozen", "none")),
+    make_config("neuracrypt", NETWORK),
+    make_config("neuracrypt", NETWORK | {"shuffle": "off", "batch_norm": "none"}),
+]
+every_config = pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.to_json())
+QUIET = pytest.mark.filterwarnings("ignore:batch_norm batch")
+
+
+def random_images(config, count: int = 3) -> torch.Tensor:
+    shape = (count, 3, config.image_size, config.image_size)
+    return torch.from_numpy(np.random.default_rng(0).integers(0, 256, shape, np.uint8))
+
+
+def bits_moved(config, key) -> np.ndarray:
+    """(bits of an image, bits of its ciphertext): the positions that change with each single bit of a plain image."""
+    size, encoder = 3 * config.image_size**2, load_encoder(config, key)
+    single = np.packbits(np.eye(8 * size, dtype=bool), axis=1).reshape(-1, 3, config.image_size, config.image_size)
+    background = encoder.encrypt(torch.zeros(1, 3, config.image_size, config.image_size, dtype=torch.uint8))
+    changed = encoder.encrypt(torch.from_numpy(single)) ^ background
+    return np.unpackbits(changed.numpy().reshape(len(single), -1), axis=1).astype(bool)
+
+
+@pytest.mark.parametrize("config", [config for config in CONFIGS if config.symbol_bits], ids=SchemeConfig.to_json)
+def test_a_permutation_cipher_moves_symbols_of_its_size(config, insecure_key):
+    """`symbol_bits` go together, and not two groups of them; it is a bijection of bits iff `invertible`."""
+    moved = bits_moved(config, insecure_key)
+    bijection = (moved.sum(1) == 1).all() and (moved.sum(0) == 1).all()
+    assert bijection == config.invertible
+    assert (moved.sum(0) == 1).all(), "each bit of a ciphertext is one bit of the image, inverted or not"
+    source = moved.argmax(0).reshape(-1, config.symbol_bits)
+    assert (source // config.symbol_bits == source[:, :1] // config.symbol_bits).all()
+    if config.symbol_bits == 4:
+        halves = (source[:, 0] // 4).reshape(-1, 2)
+        assert (halves[:, 0] // 2 != halves[:, 1] // 2).any(), "the halves of a byte part"
+
+
+@QUIET
+@pytest.mark.parametrize("config", [config for config in CONFIGS if not config.symbol_bits], ids=SchemeConfig.to_json)
+def test_a_random_network_mixes_the_values_of_a_patch(config, insecure_key):
+    encoder, images = load_encoder(config, insecure_key), random_images(config)
+    other = images.clone()
+    other[:, 0, 0, 0] ^= 128
+    changed = encoder.encrypt_in_place(other) != encoder.encrypt_in_place(images)
+    assert changed.flatten(1).sum(1).min() > 5 and not config.invertible
+
+
+def patches_of(config, values: torch.Tensor) -> torch.Tensor:
+    """(B, patches, values) of images or of patch representations."""
+    if values.ndim == 3:
+        return values
+    grid = config.image_size // config.tile
+    cut = values.unflatten(2, (grid, config.tile)).unflatten(4, (grid, config.tile))
+    return cut.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
+
+def changes(config, key, method: str) -> np.ndarray:
+    """(plain patch, patch of the ciphertext): whether changing the one changes the other."""
+    encoder = load_encoder(config, key)
+    images, table = random_images(config, 1), np.zeros((config.num_patches, config.num_patches), bool)
+    for number, (row, column) in enumerate(np.ndindex(2 * (config.image_size // config.tile,))):
+        other, tile = images.clone(), config.tile
+        other[:, :, row * tile : (row + 1) * tile, column * tile : (column + 1) * tile] ^= 255
+        before, after = (patches_of(config, getattr(encoder, method)(each)) for each in (images, other))
+        table[number] = (before != after)[0].any(1).numpy()
+    return table
+
+
+@pytest.mark.parametrize("config", [c for c in CONFIGS if not c.depends_on_batch], ids=SchemeConfig.to_json)
+def test_where_patches_go(config, insecure_key):
+    """Each is encrypted by itself, into the place that `block_order` says; `moves_blocks`: not always its own."""
+    encoder = load_encoder(config, insecure_key)
+    order = encoder.block_order()
+    assert sorted(order) == list(range(config.num_patches))
+    assert (order != sorted(order)) == config.moves_blocks
+    expected = np.zeros((config.num_patches, config.num_patches), bool)
+    expected[order, range(config.num_patches)] = True
+    np.testing.assert_array_equal(changes(config, insecure_key, "encrypt_in_place"), expected)
+
+
+@QUIET
+@every_config
+def test_a_shuffle_is_anew_for_each_image(config, insecure_key):
+    encoder, images = load_encoder(config, insecure_key), random_images(config, 8)
+    orders = [encoder.shuffle_order(image) for image in images]
+    assert all(sorted(order) == list(range(config.num_patches)) for order in orders)
+    assert (len(set(map(tuple, orders))) > 1) == config.shuffles
+    encrypted, in_place = (patches_of(config, each(images)) for each in (encoder.encrypt, encoder.encrypt_in_place))
+    for number, order in enumerate(orders):
+        torch.testing.assert_close(encrypted[number], in_place[number, order])
+
+
+@QUIET
+@every_config
+def test_what_a_ciphertext_is(config, insecure_key):
+    """Its shape; whether its neighbours in a batch matter; exact ones are the same on any number of threads."""
+    encoder, images = load_encoder(config, insecure_key), random_images(config, 9)
+    together = encoder.encrypt(images)
+    alone = torch.cat([encoder.encrypt(image[None]) for image in images])
+    assert tuple(together.shape[1:]) == (config.patch_shape or (3, config.image_size, config.image_size))
+    assert together.dtype == (torch.float32 if config.patch_shape else torch.uint8)
+    near = torch.isclose(together.float(), alone.float(), atol=1.0 if together.dtype == torch.uint8 else 1e-3)
+    assert bool(near.all()) != config.depends_on_batch
+    if config.exact:
+        assert torch.equal(together, alone)
+        before = torch.get_num_threads()
+        try:
+            torch.set_num_threads(3 - min(before, 2))
+            assert torch.equal(encoder.encrypt(images), together)
+        finally:
+            torch.set_num_threads(before)

@@ -1,9 +1,9 @@
-"""The last guess: decrypted patches are made to look like plain ones, and the map is fitted to what comes out.
+"""The last guess: a denoiser corrects decrypted patches, and the map is fitted again to the corrected patches.
 
-A small network learns, from public images alone, to clean the patch in the middle of a noisy 3 x 3 window: what one
-component of a patch is follows in part from the others, and from the patches around it. Applied to decrypted
-ciphertexts it corrects them towards pictures. A linear map cannot follow each correction, only what they have in
-common, and that is the error of the map.
+A small network learns, from public images alone, to denoise the patch in the middle of a 3 x 3 window: each component
+of a patch can in part be predicted from the others, and from the patches around it. Applied to decrypted ciphertexts,
+it corrects them towards pictures. A linear map cannot follow each correction, only what all corrections have in common,
+and that is the error of the map.
 """
 
 import torch
@@ -15,8 +15,8 @@ from hf_neuracrypt.alignment.patches import Whitened, middles, windows
 
 ROUNDS = 9
 STEPS, BATCH, RATE = 120, 1024, 1e-3  # of training in each round, twice as many in the first
-PASSES = 10  # over all windows in a round, at most: few images are soon learned by heart
-BEST, WORST = 0.95, 0.2  # the share of its variance that the first component, and the last, is trusted to get right
+PASSES = 10  # over all windows in a round, at most: the network soon memorises few images
+BEST, WORST = 0.95, 0.2  # share of variance taken to be right in the first component, and in the last
 
 
 class Denoiser(torch.nn.Module):
@@ -54,7 +54,7 @@ def denoise(cipher: Whitened, plain: Whitened, start: torch.Tensor, seed: int) -
             cleaned = torch.cat([denoiser(part) for part in windows(guess).split(8192)])
             fitted = inverse @ (ours.T @ (cleaned - cleaned.mean(0)) / len(ours))
             found = _in_order(found + fitted / fitted.norm(dim=0))
-    return found * trust  # as blurred as it is uncertain
+    return found * trust  # uncertain components are shrunk towards the mean
 
 
 @torch.enable_grad()
@@ -62,7 +62,8 @@ def _learn(
     denoiser: Denoiser, optimizer: torch.optim.Optimizer, inputs: torch.Tensor, targets: torch.Tensor,
     trust: torch.Tensor, steps: int,
 ) -> None:  # fmt: skip
-    """Train on windows as noisy as decrypted ones are taken to be: components of variance `trust`, part of it noise."""
+    """Train on windows with the noise that decrypted ones are assumed to have: a component of variance `trust`, of
+    which the share 1 - `trust` is noise."""
     keep, noise = trust.repeat(9), (trust * (1 - trust)).sqrt().repeat(9)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = RATE * min(1, 2 * (1 - step / steps))
@@ -75,6 +76,6 @@ def _learn(
 
 
 def _in_order(columns: torch.Tensor) -> torch.Tensor:
-    """Orthonormal columns (Gram, Schmidt): the first are known best and stay; others give up what they share."""
+    """Orthonormal columns (Gram, Schmidt): the first, known best, stay; what others share with them is removed."""
     q, r = torch.linalg.qr(columns)
     return q * r.diagonal().sign()

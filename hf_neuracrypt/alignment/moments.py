@@ -3,8 +3,8 @@
 import torch
 
 
-STARTS = 12  # random combinations of offsets; the one that fits all of them best is kept
-THIRD = 0.3  # what agreement of third moments weighs, in the first half of each search
+STARTS = 12  # random combinations of offsets; the rotation that fits all offsets best is kept
+THIRD = 0.3  # weight of third moments, in the first half of each search
 OFFSETS = [(dy, dx) for dy in range(4) for dx in range(-3, 4) if 0 < dy * dy + dx * dx <= 9 and (dy, dx) > (0, 0)]
 
 
@@ -14,22 +14,22 @@ def match_moments(cipher: torch.Tensor, plain: torch.Tensor, generator: torch.Ge
     ours, theirs = _covariances(cipher), _covariances(plain)
     ours3, theirs3 = _third_moments(cipher), _third_moments(plain)
     scale, scale3 = theirs.square().sum(), theirs3.square().sum()
-    best, best_score = None, -float("inf")
+    best, best_score = torch.eye(ours.shape[-1]).double(), -float("inf")
     for _ in range(STARTS):
         weights = torch.rand(len(ours), 1, 1, generator=generator, dtype=torch.float64)
         # Eigenvectors of one random combination correspond by rank, up to their signs ...
         v = torch.linalg.eigh((weights * (ours + ours.mT)).sum(0))[1]
         u = torch.linalg.eigh((weights * (theirs + theirs.mT)).sum(0))[1]
-        # ... which what is off the diagonals of the others gives: s_i s_j = +-1 wherever two entries agree or do not.
+        # ... which the off-diagonal entries at all offsets give: s_i s_j = 1 where the two sides agree, else -1.
         agreement = ((v.T @ ours @ v) * (u.T @ theirs @ u)).sum(0)
         signs = torch.linalg.eigh(agreement + agreement.T)[1][:, -1].sign()
         rotation = v @ torch.diag(signs) @ u.T
-        # Covariances do not see a sign of the whole; third moments change theirs with it.
+        # Covariances do not depend on the sign of the whole rotation; third moments do.
         if (_turned(ours3, rotation) * theirs3).sum() < 0:
             rotation = -rotation
         for step in range(60):  # alternating Procrustes: each step increases the agreement
             towards = (ours @ rotation @ theirs.mT + ours.mT @ rotation @ theirs).sum(0) / (2 * scale)
-            if step < 30:  # then covariances alone, which are known more exactly
+            if step < 30:  # afterwards covariances alone, which are estimated more exactly
                 half = torch.einsum("oijk,jb,kc->oibc", ours3, rotation, rotation)
                 third = 2 * torch.einsum("oibc,oabc->ia", half, theirs3)
                 third += torch.einsum("oijk,ia,jb,oabc->kc", ours3, rotation, rotation, theirs3)

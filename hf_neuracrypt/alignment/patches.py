@@ -1,14 +1,12 @@
 """Images as grids of patches, and patches as their leading principal components."""
 
 import torch
+from einops import rearrange
 
 
 def to_patches(pixels: torch.Tensor, patch_size: int) -> torch.Tensor:
     """Images (B, 3, S, S) -> patches (B, S/P, S/P, 3 P^2), values in the order of a patch embedding's weights."""
-    batch, channels, size, _ = pixels.shape
-    grid = size // patch_size
-    split = pixels.reshape(batch, channels, grid, patch_size, grid, patch_size)
-    return split.permute(0, 2, 4, 1, 3, 5).reshape(batch, grid, grid, -1)
+    return rearrange(pixels, "b c (h p) (w q) -> b h w (c p q)", p=patch_size, q=patch_size)
 
 
 class Whitened:

@@ -6,9 +6,8 @@ folder.py      what files, columns, labels and order give away
 ciphertext.py  thumbnails and repeated patches, from ciphertexts alone
 matching.py    which ciphertext belongs to which image, without pairs
 puzzles.py     permutation ciphers solved from ciphertexts alone: folding, 48 candidates a pixel, a jigsaw of blocks
-known.py       attacks with known and chosen pairs
-redraw.py      the maps of patches that known pairs give
-deep.py        a network trained on the attacker's own keys
-rows.py        a row, its grade and the thresholds; `audit.json` as `push` reads it, without SciPy
+known.py       images reconstructed from known and from chosen pairs
+deep.py        images reconstructed without pairs, by statistics and by a network (`--deep`)
+results.py     a row, its grade and the thresholds; `audit.json` read again for `push`, without SciPy
 report.py      audit.json and audit.html
 """

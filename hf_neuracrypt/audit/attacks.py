@@ -5,8 +5,10 @@ Attacks tried are not attacks possible: each row has a grade, the scheme has non
 
 import hashlib
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,14 +20,15 @@ from hf_neuracrypt.errors import NeuraCryptError
 
 
 try:
-    from hf_neuracrypt.audit import ciphertext, deep, folder, known, matching, puzzles, unpaired
+    from hf_neuracrypt.audit import ciphertext, deep, folder, known, matching, puzzles
 except ModuleNotFoundError as error:
-    if error.name.split(".")[0] not in ("skimage", "scipy"):
+    if (error.name or "").split(".")[0] not in ("skimage", "scipy"):
         raise
     raise NeuraCryptError("the audit needs scikit-image and SciPy: pip install 'hf-neuracrypt[audit]'") from None
 
-from hf_neuracrypt.audit.pairs import BLOCK_MOVING_SCHEMES, Pairs, load_pairs
+from hf_neuracrypt.audit.pairs import Pairs, load_pairs
 from hf_neuracrypt.audit.results import AUDIT_FORMAT, NOT_APPLICABLE, Row
+from hf_neuracrypt.data.batches import encrypt_all
 from hf_neuracrypt.data.record import Record
 from hf_neuracrypt.encoders import load_encoder
 from hf_neuracrypt.encoders.base import Encoder
@@ -34,10 +37,10 @@ from hf_neuracrypt.keys import SecretKey
 
 @dataclass(frozen=True)
 class Pictures:
-    """What attacks redrew of the images `shown`: by the attack, uint8 (N, 3, S, S) or maps (N, P)."""
+    """What attacks reconstructed of the images `shown`: by the attack, uint8 (N, 3, S, S) or maps (N, P)."""
 
     shown: np.ndarray
-    redrawn: dict[str, np.ndarray]
+    reconstructed: dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Audit:
     pairs: Pairs
     pictures: Pictures
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """The content of `audit.json`: the same in every run but for `seconds`."""
         return {
             "neuracrypt_audit": AUDIT_FORMAT, "version": __version__, "config": self.record.config.to_dict(),
@@ -93,79 +96,65 @@ def run_audit(
     record.check_key(key, encrypted)
     encoder = load_encoder(record.config, key)
     pairs = load_pairs(path, source, encoder, max_images, seed, image_column)
-    rows = [
-        folder.metadata(path, manifest, record.config, pairs.wrong), folder.key_leak(path, key), folder.labels(path),
-        folder.row_order(),
-    ]  # fmt: skip
+    rows = [folder.metadata(path, manifest, record.config, pairs.wrong), folder.key_leak(path, key)]
+    rows += [folder.labels(path), folder.row_order(manifest)]
     attacked, pictures = attack(pairs, encoder, seed, train)
-    return Audit(
-        record, checksum(manifest), rows + attacked, seed, time.monotonic() - start, pairs, pictures
-    )  # fmt: skip
+    return Audit(record, checksum(manifest), rows + attacked, seed, time.monotonic() - start, pairs, pictures)
 
 
 def attack(pairs: Pairs, encoder: Encoder, seed: int = 0, train: bool = False) -> tuple[list[Row], Pictures]:
     """All attacks on pairs of images and ciphertexts; the encoder is the owner's, and serves as the oracle."""
-    rows, redrawn = [], {}
-    with tqdm(total=9, desc="Auditing", unit=" attacks") as bar:
+    pictures = Pictures(known.hold_out(pairs, seed)[0], {})
+    attacks = _attacks(pairs, encoder, seed, train, pictures)
+    return list(tqdm(attacks, desc="Auditing", total=13 if train else 11, unit=" attacks")), pictures
 
-        def done(row: Row) -> None:
-            rows.append(row)
-            bar.set_postfix_str(row.title)
-            bar.update()
 
-        row, maps = ciphertext.thumbnail(pairs, seed)
-        done(row)
-        done(matching.matching(pairs, maps, seed))
-        row, shown, redraws = known.known_plaintext(pairs, seed)
-        done(row)
-        done(ciphertext.duplicates(pairs, seed))
-        done(_linkability(pairs, seed))
-        row, decrypted = known.chosen_plaintext(pairs, encoder)
-        done(row)
-        done(puzzles.folding(pairs))
-        row, recoloured = puzzles.candidates(pairs)
-        done(row)
-        done(puzzles.jigsaw(pairs, _block_order(pairs, encoder), seed))
-    rows += [_shuffle(pairs, encoder), ciphertext.values(pairs)]
-    redrawn["ciphertexts alone"] = maps[shown]
-    redrawn |= {
-        f"{count} known pair{'s' if count > 1 else ''}": images
-        for count, images in redraws.items()
-        if count in (1, 16, max(redraws))
-    }
-    if recoloured is not None:
-        redrawn["48 candidates"] = recoloured[shown]
+def _attacks(pairs: Pairs, encoder: Encoder, seed: int, train: bool, pictures: Pictures) -> Iterator[Row]:
+    """One row after the other; each adds what it shows to `pictures`."""
+    shown, images = pictures.shown, pictures.reconstructed
+    row, maps = ciphertext.thumbnail(pairs, seed)
+    images["ciphertexts alone"] = maps[shown]
+    yield row
+    yield matching.matching(pairs, maps, seed)
+    row, by_count = known.known_plaintext(pairs, seed)
+    for count in sorted({1, 16, max(by_count)} & by_count.keys()):
+        images[f"{count} known pair{'s' if count > 1 else ''}"] = by_count[count]
+    yield row
+    yield ciphertext.duplicates(pairs, seed)
+    yield _linkability(pairs, seed)
+    row, decrypted = known.chosen_plaintext(pairs, encoder)
     if decrypted is not None:
-        redrawn["chosen images"] = decrypted[shown]
+        images["chosen images"] = decrypted[shown]
+    yield row
+    yield puzzles.folding(pairs)
+    row, recoloured = puzzles.candidates(pairs)
+    if recoloured is not None:
+        images["48 candidates"] = recoloured[shown]
+    yield row
+    yield puzzles.jigsaw(pairs, np.array(encoder.block_order()) if pairs.config.moves_blocks else None, seed)
+    yield _shuffle(pairs, encoder)
+    yield ciphertext.values(pairs)
     if train:
-        row, aligned = unpaired.unpaired(pairs, shown, seed)
-        rows.append(row)
+        row, aligned = deep.unpaired(pairs, shown, seed)
         if aligned is not None:
-            redrawn["ciphertexts and other images"] = aligned
-        row, redrawn["network, other keys"] = deep.inverse_network(pairs, shown, seed, deep.KEYS)
-        rows.append(row)
-    return rows, Pictures(shown, redrawn)
+            images["ciphertexts and other images"] = aligned
+        yield row
+        row, images["network, other keys"] = deep.inverse_network(pairs, shown, seed, deep.KEYS)
+        yield row
 
 
 def _linkability(pairs: Pairs, seed: int) -> Row:
     """The same images under a throw-away key that everybody could know: it protects nothing."""
     few = pairs.take(range(min(len(pairs), matching.LINKED_IMAGES)))
     encoder = load_encoder(pairs.config, SecretKey(hashlib.sha256(f"audit {seed}".encode()).digest()))
-    again = deep.encrypt_in_place(encoder, few.plain)
+    again = encrypt_all(encoder.encrypt_in_place, few.plain)
     return matching.linkability(few, Pairs(pairs.config, few.plain, again), seed)
 
 
-def _block_order(pairs: Pairs, encoder: Encoder) -> np.ndarray | None:
-    """Where each block of a ciphertext comes from; None: blocks stay where they are."""
-    if pairs.config.scheme not in BLOCK_MOVING_SCHEMES:
-        return None
-    return encoder.block_order(pairs.tile)
-
-
 def _shuffle(pairs: Pairs, encoder: Encoder) -> Row:
-    if getattr(pairs.config, "shuffle", "off") == "off":
+    if not pairs.config.shuffles:
         return Row("shuffle", NOT_APPLICABLE, "This scheme does not shuffle the patches of each image anew.")
     few = range(min(len(pairs), matching.LINKED_IMAGES // 4))
-    orders = np.array([encoder.patch_order(torch.from_numpy(pairs.plain[number])) for number in few])
+    orders = np.array([encoder.shuffle_order(torch.from_numpy(pairs.plain[number])) for number in few])
     shuffled = np.stack([pairs.encrypted[number][order] for number, order in zip(few, orders)])
-    return matching.shuffle(shuffled, orders)
+    return matching.unshuffle(shuffled, orders)

@@ -104,15 +104,17 @@ def duplicates(pairs: Pairs, seed: int) -> Row:
     # The silhouette of as many plain patches, those nearest to a partner: each side has a threshold of its own.
     silhouette = distances <= np.sort(distances, axis=None)[near.sum() - 1] if near.any() else near
     union = (near | silhouette).sum()
-    figures = {
-        "equal": float(equal.mean()), "nearly_equal": float(near.mean()), "in_plain": float(plain.mean()),
-        "silhouette_iou": float((near & silhouette).sum() / union) if union else None,
+    shares = {
+        "equal": float(equal.mean()),
+        "nearly_equal": float(near.mean()),
         "equal_images": float(equal.all(1).mean()),
-    }  # fmt: skip
+    }
+    overlap = float((near & silhouette).sum() / union) if union else None
+    figures = {**shares, "in_plain": float(plain.mean()), "silhouette_iou": overlap}
     finding = (
         "Share of ciphertext patches with a partner in another image; IoU of their mask with that of the plain ones."
     )
-    worst = max(figures["equal"], figures["nearly_equal"], 10 * figures["equal_images"])
+    worst = max(shares["equal"], shares["nearly_equal"], 10 * shares["equal_images"])
     return Row("duplicates", grade(worst, 0.01, 0.1), finding, figures)
 
 

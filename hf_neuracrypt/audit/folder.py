@@ -1,6 +1,7 @@
 """What a folder gives away by its files, columns, labels and order, before any attack."""
 
 from pathlib import Path
+from typing import Any
 
 from datasets import ClassLabel, Dataset, load_from_disk
 
@@ -9,10 +10,10 @@ from hf_neuracrypt.data.manifest import MANIFEST, UNFINISHED, verify
 from hf_neuracrypt.errors import LeakError
 from hf_neuracrypt.keys import SecretKey
 from hf_neuracrypt.publish.guard import Guard
-from hf_neuracrypt.schemes import PublicConfig
+from hf_neuracrypt.schemes import SchemeConfig
 
 
-def metadata(folder: Path, manifest: dict, config: PublicConfig, wrong: tuple[int, ...]) -> Row:
+def metadata(folder: Path, manifest: dict[str, Any], config: SchemeConfig, wrong: tuple[int, ...]) -> Row:
     """Files beside the dataset, changed files, metadata in images, columns in clear, rows that are not ciphertexts."""
     kept = {name for split in load_from_disk(str(folder)).values() for name in split.column_names} - {"image", "label"}
     guard, found = Guard(), [f"{file} {problem}" for file, problem in verify(folder) if problem]
@@ -58,7 +59,9 @@ def labels(folder: Path) -> Row:
     return Row("labels", WEAK, finding, {"classes": len(names)})
 
 
-def row_order() -> Row:
-    """`encrypt` keeps the order of the source, and `load_pairs` has just compared both sides row by row."""
+def row_order(manifest: dict[str, Any]) -> Row:
+    """The order that `load_pairs` has compared both sides in, row by row."""
+    if manifest.get("order") == "keyed":
+        return Row("order", NOTHING_FOUND, "Rows are in an order that only the key gives.")
     finding = "Rows follow the source: if that, or its order, is public, row numbers identify images. Shuffle it first."
     return Row("order", LEAKS, finding)

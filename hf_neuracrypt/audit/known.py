@@ -44,7 +44,7 @@ def known_plaintext(pairs: Pairs, seed: int) -> tuple[Row, dict[int, np.ndarray]
     truth = pairs.plain[held_out]
     mean = pairs.plain[pool].mean(0, keepdims=True).round().astype(np.uint8).repeat(len(truth), 0)
     baseline, baseline_ssim = quality(truth, mean)
-    figures: dict[str, float | int | None] = {"mean_image_psnr": baseline, "mean_image_ssim": baseline_ssim}
+    figures: dict[str, float | None] = {"mean_image_psnr": baseline, "mean_image_ssim": baseline_ssim}
     reconstructed, needed = {}, None
     counts = [count for count in PAIR_COUNTS if count <= len(pool)]
     for count in tqdm(counts, desc="Known pairs", leave=False):

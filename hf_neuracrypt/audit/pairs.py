@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,10 +21,12 @@ from tqdm.auto import tqdm
 
 from hf_neuracrypt.data.batches import encrypt_all, prepare_all
 from hf_neuracrypt.data.columns import find_columns
+from hf_neuracrypt.data.dataset import keyed_order
 from hf_neuracrypt.data.manifest import REJECTED, read_manifest, views_of
 from hf_neuracrypt.data.sources import is_table, load_source, quiet_datasets
 from hf_neuracrypt.encoders.base import Encoder
 from hf_neuracrypt.errors import DatasetError, ImageError
+from hf_neuracrypt.keys import SecretKey
 from hf_neuracrypt.schemes import SchemeConfig
 
 
@@ -155,7 +158,8 @@ def load_pairs(
             raise DatasetError(f"{source} has no split {name}, which the encrypted folder has")
         if rows:
             stored += _stored(split, [row * views_of(manifest, name) for row in rows], encoder)
-            numbers = _source_rows(rows, rejected.get(name, set()))
+            places = _source_rows(manifest, name, images[name], rejected.get(name, set()), encoder.key)
+            numbers = [places[row] for row in rows]
             plain += _plain(splits[name], numbers, config, image_column, f"the split {name} of {source}")
     return _compare(encoder, np.stack(plain), stored, chosen.tolist(), f"rows of {folder}", source)
 
@@ -170,11 +174,12 @@ def _rejected(folder: Path) -> dict[str, set[int]]:
     return left_out
 
 
-def _source_rows(rows: list[int], rejected: set[int]) -> list[int]:
-    """Where rows of the folder are in the source, some of whose rows were left out."""
-    kept = (number for number in itertools.count() if number not in rejected)
-    places = list(itertools.islice(kept, max(rows) + 1))
-    return [places[row] for row in rows]
+def _source_rows(manifest: dict[str, Any], split: str, count: int, rejected: set[int], key: SecretKey) -> list[int]:
+    """Where the `count` images of a split are in the source, some of whose rows were left out."""
+    order: Iterable[int] = range(count + len(rejected))
+    if manifest.get("order") == "keyed":
+        order = np.asarray(keyed_order(key, manifest["source"][split], count + len(rejected))).tolist()
+    return [number for number in order if number not in rejected]
 
 
 def _stored(split: Dataset, rows: list[int], encoder: Encoder) -> list[np.ndarray | None]:
@@ -191,25 +196,26 @@ def _stored(split: Dataset, rows: list[int], encoder: Encoder) -> list[np.ndarra
 def _plain(
     split: Dataset | IterableDataset, numbers: list[int], config: SchemeConfig, image_column: str | None, where: str
 ) -> list[np.ndarray]:
-    """uint8 (3, S, S) of the source rows with these `numbers`, which rise."""
+    """uint8 (3, S, S) of the source rows with these `numbers`."""
     column = find_columns(split.features or next(iter(split)), image_column, None).image
     split = split.select_columns([column])
     if split.features is not None and isinstance(split.features[column], Image):
         split = split.cast_column(column, Image(decode=False))
-    entries, images = _entries(split, numbers), []
+    entries, images = _entries(split, sorted(numbers)), []
     with tqdm(desc="Reading images", total=len(numbers), unit=" images", leave=False) as bar:
         while batch := [entry[column] for entry in itertools.islice(entries, READ_IMAGES)]:
             for image in prepare_all(batch, config):
                 if isinstance(image, ImageError):
-                    raise DatasetError(f"an image of {where} cannot be read, and could be when it was encrypted: {image}")
+                    raise DatasetError(f"an image of {where}, which was encrypted, cannot be read: {image}")
                 images.append(image)
             bar.update(len(batch))
     if len(images) != len(numbers):
         raise DatasetError(f"{where} has fewer images than the encrypted folder")
-    return images
+    return [images[place] for place in np.argsort(np.argsort(numbers))]
 
 
-def _entries(split: Dataset | IterableDataset, numbers: list[int]) -> Iterator[dict]:
+def _entries(split: Dataset | IterableDataset, numbers: list[int]) -> Iterator[dict[str, Any]]:
+    """The rows with these numbers, which rise; those that the split does not have are left out."""
     if isinstance(split, Dataset):
         return iter(split.select([number for number in numbers if number < len(split)]))
     wanted = set(numbers)

@@ -48,7 +48,7 @@ def candidates(pairs: Pairs) -> tuple[Row, np.ndarray | None]:
     Returns:
         The row, and all images as reconstructed, uint8 (N, 3, S, S), in the colours of the best of the 48 first pixels.
     """
-    if pairs.config.symbol_bits is None or pairs.config.tile_name:
+    if pairs.config.tile_name:
         return Row("candidates", NOT_APPLICABLE, "This scheme does not encrypt each pixel by itself."), None
     orders, signs = _decide(pairs.encrypted[:CANDIDATE_IMAGES])
     together = _best_colors(_apply(pairs.encrypted, orders, signs), pairs.plain)
@@ -103,7 +103,7 @@ def jigsaw(pairs: Pairs, order: np.ndarray | None, seed: int) -> Row:
     """Blocks put back into their places, but for a turned or mirrored whole, by how their values go together.
 
     Two blocks are the more alike, the more the best correlated of their values correlate over the images; that depends
-    neither on what happens inside a block nor on its sign. Steps to the nearest blocks give a map of all blocks (Isomap;
+    neither on what happens inside a block nor on its sign. Steps to the nearest blocks give a map of all (Isomap;
     Tenenbaum et al. 2000), the map is fitted to a grid, and exchanges of two blocks improve it. Le Roux et al.,
     "Learning the 2-D topology of images" (2007), order single pixels in this way.
 

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from einops import repeat
 from PIL import Image
 
 from hf_neuracrypt.audit.attacks import Audit
-from hf_neuracrypt.data.manifest import write_whole
+from hf_neuracrypt.data.manifest import atomic_write
 from hf_neuracrypt.publish.cards import render
 
 
@@ -18,44 +19,35 @@ PICTURES, PICTURE_PIXELS = 6, 140  # rows of pictures, and what a picture is wid
 
 
 def write_report(audit: Audit, output: Path) -> None:
-    """Write `audit.json` and `audit.html` into a folder that is made if it is not there."""
+    """Write `audit.json` and `audit.html` into a folder, which is created if it is missing."""
     output.mkdir(parents=True, exist_ok=True)
-    write_whole(output / "audit.json", json.dumps(audit.to_dict(), indent=2) + "\n")
+    atomic_write(output / "audit.json", json.dumps(audit.to_dict(), indent=2) + "\n")
     page = render(
         "audit.html.jinja",
         autoescape=True,
         audit=audit.to_dict(),
         rows=audit.rows,
-        columns=["plain", "encrypted", *audit.pictures.redrawn],
+        columns=["plain", "encrypted", *audit.pictures.reconstructed],
         pictures=list(_pictures(audit)),
     )
-    write_whole(output / "audit.html", page)
+    atomic_write(output / "audit.html", page)
 
 
 def _pictures(audit: Audit) -> Iterator[list[str]]:
     """Each image's row of the grid, as addresses that hold the picture itself."""
-    size = audit.record.config.image_size
-    for place, number in enumerate(audit.pictures.shown[:PICTURES]):
-        encrypted = audit.pairs.encrypted[number]
-        shown = [audit.pairs.plain[number], encrypted if audit.pairs.is_image else patch_means(encrypted, size)]
-        shown += [
-            images[place] if images.ndim == 4 else grey_map(images[place], size)
-            for images in audit.pictures.redrawn.values()
-        ]
-        yield [_address(image) for image in shown]
+    pairs, pictures = audit.pairs, audit.pictures
+    for place, number in enumerate(pictures.shown[:PICTURES]):
+        images = [pairs.plain[number], pairs.encrypted[number]]
+        images += [of_all[place] for of_all in pictures.reconstructed.values()]
+        yield [_address(image if image.ndim == 3 else grey_map(image, pairs.config.image_size)) for image in images]
 
 
 def grey_map(values: np.ndarray, size: int) -> np.ndarray:
-    """A value for each patch as a grey image, uint8 (3, S, S); its sign is not known to the attacker."""
-    grid = round(len(values) ** 0.5)
-    low, high = values.min(), values.max()
-    grey = ((values - low) / max(high - low, 1e-6) * 255).astype(np.uint8).reshape(grid, grid)
-    return np.broadcast_to(grey.repeat(size // grid, 0).repeat(size // grid, 1), (3, size, size))
-
-
-def patch_means(patches: np.ndarray, size: int) -> np.ndarray:
-    """A patch representation as a picture: the mean of each patch."""
-    return grey_map(patches.mean(1), size)
+    """Patches (P, D), or a value for each, (P,), as a grey image, uint8 (3, S, S): light and dark may be exchanged."""
+    values = values.reshape(len(values), -1).mean(1)
+    low, high, grid = values.min(), values.max(), round(len(values) ** 0.5)
+    grey = ((values - low) / max(high - low, 1e-6) * 255).astype(np.uint8)
+    return repeat(grey, "(h w) -> c (h p) (w q)", c=3, h=grid, p=size // grid, q=size // grid)
 
 
 def _address(image: np.ndarray) -> str:

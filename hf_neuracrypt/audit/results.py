@@ -3,13 +3,16 @@
 There is no grade for a scheme as a whole: attacks tried are not attacks possible.
 """
 
+import dataclasses
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from hf_neuracrypt.data.record import Record
-from hf_neuracrypt.errors import KeyMismatchError, NeuraCryptError, first_line
+from hf_neuracrypt.errors import NeuraCryptError, first_line
+from hf_neuracrypt.publish.cards import PublishedAudit
 
 
 AUDIT_FORMAT = 1
@@ -24,7 +27,7 @@ ROWS: dict[str, tuple[str, str, str]] = {
     "metadata": ("Metadata and columns", "the folder", "leaks: anything found; weak: columns kept in clear"),
     "key": ("Key leakage", "the folder", "leaks: the key, in any form"),
     "labels": ("Label leak", "the folder", "leaks: class names; weak: labels without names"),
-    "order": ("Row order", "the folder", "leaks: the order of the source, which `encrypt` keeps"),
+    "order": ("Row order", "the folder", "leaks: rows are in the order of the source"),
     "thumbnail": (
         "Thumbnail", "ciphertexts",
         "|correlation| of a principal component with patch brightness, leaks: above 0.5; weak: above 0.2",
@@ -52,19 +55,19 @@ ROWS: dict[str, tuple[str, str, str]] = {
     "shuffle": ("Patch shuffle undone", "ciphertexts", "patches put back, leaks: above 50 %; weak: above 10 %"),
     "known": (
         "Known plaintext", "some pairs",
-        "pairs needed to redraw other images 3 dB better than their mean, leaks: up to 16; weak: more",
+        "pairs needed to reconstruct other images 3 dB better than their mean, leaks: up to 16; weak: more",
     ),
     "chosen": (
         "Chosen plaintext", "an encrypt-anything service",
         "bytes of other images recovered exactly, leaks: above 50 %; weak: above 10 %",
     ),
     "unpaired": (
-        "Redrawn without pairs (--deep)", "ciphertexts, and other images of the same kind",
-        "images redrawn better than their mean, leaks: by 3 dB; weak: by 1 dB",
+        "Reconstructed without pairs (--deep)", "ciphertexts, and other images of the same kind",
+        "images reconstructed better than their mean, leaks: by 3 dB; weak: by 1 dB",
     ),
     "deep": (
         "Inverse network (--deep)", "ciphertexts, and similar images encrypted under keys of their own",
-        "images redrawn better than their mean, leaks: by 3 dB; weak: by 1 dB",
+        "images reconstructed better than their mean, leaks: by 3 dB; weak: by 1 dB",
     ),
     "values": (
         "Saturation and entropy", "ciphertexts", "no leak by itself; weak: above 5 % saturated, which costs accuracy"
@@ -86,7 +89,7 @@ class Row:
     name: str
     grade: str
     finding: str
-    figures: dict[str, float | int | None] = field(default_factory=dict)
+    figures: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -100,13 +103,13 @@ class Row:
     def thresholds(self) -> str:
         return ROWS[self.name][2]
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """The row as `audit.json` has it: sums of floats differ in their last digits between runs, so four are kept."""
         figures = {name: round(value, 4) if isinstance(value, float) else value for name, value in self.figures.items()}
-        return asdict(self) | {"figures": figures, "title": self.title, "thresholds": self.thresholds}
+        return dataclasses.asdict(self) | {"figures": figures, "title": self.title, "thresholds": self.thresholds}
 
     @classmethod
-    def from_dict(cls, values: object) -> "Row":
+    def from_dict(cls, values: Any) -> "Row":
         """A row of an `audit.json`, which may have been edited. Raises NeuraCryptError."""
         try:
             row = cls(values["name"], values["grade"], values["finding"], values["figures"])
@@ -119,7 +122,7 @@ class Row:
             for name, value in figures
         )
         if not (known and plain):
-            raise NeuraCryptError("a row of the audit is none that `hf-neuracrypt audit` writes: run the audit again")
+            raise NeuraCryptError("a row of the audit is not what `hf-neuracrypt audit` writes: run the audit again")
         return row
 
 
@@ -128,13 +131,8 @@ def grade(value: float, weak: float, leaks: float) -> str:
     return LEAKS if value > leaks else WEAK if value > weak else NEAR_CHANCE
 
 
-def read_audit(path: Path, record: Record, manifest_sha256: str) -> dict:
-    """What a card shows of an `audit.json`: `images`, `version`, and `rows` as `Row`s.
-
-    Raises:
-        NeuraCryptError: it is none, or of another format.
-        KeyMismatchError: it is about another key, config or encrypted folder.
-    """
+def read_audit(path: Path) -> PublishedAudit:
+    """Read an `audit.json`, which may have been edited. Raises NeuraCryptError if it is none of this format."""
     try:
         if path.stat().st_size > MAX_AUDIT_BYTES:
             raise NeuraCryptError(f"{path} is larger than any audit")
@@ -144,20 +142,18 @@ def read_audit(path: Path, record: Record, manifest_sha256: str) -> dict:
     except (ValueError, RecursionError) as error:
         raise NeuraCryptError(f"{path} is damaged: {first_line(error)}") from None
     if not isinstance(content, dict) or content.get("neuracrypt_audit") != AUDIT_FORMAT:
-        raise NeuraCryptError(f"{path} is no audit of format {AUDIT_FORMAT}")
-    images, version, rows = (content.get(name) for name in ("images", "version", "rows"))
-    if type(images) is not int or not isinstance(rows, list) or not _is_version(version):
+        raise NeuraCryptError(f"{path} is not an audit of format {AUDIT_FORMAT}: run `hf-neuracrypt audit` again")
+    kinds = {"key_id": str, "config": dict, "manifest_sha256": str, "images": int, "version": str, "rows": list}
+    fields: dict[str, Any] = {name: content.get(name) for name in kinds}
+    if any(type(fields[name]) is not kind for name, kind in kinds.items()) or not _is_version(content["version"]):
         raise NeuraCryptError(f"{path} is not what `hf-neuracrypt audit` writes: run the audit again")
-    if content.get("key_id") != record.key_id or content.get("config") != record.config.to_dict():
-        raise KeyMismatchError(f"{path} is the audit of another key or config: audit this folder")
-    if content.get("manifest_sha256") != manifest_sha256:
-        raise KeyMismatchError(f"{path} is the audit of another encrypted folder: audit this one")
-    return {"images": images, "version": version, "rows": [Row.from_dict(row) for row in rows]}
+    rows = [Row.from_dict(row) for row in content["rows"]]
+    return PublishedAudit(**fields | {"rows": rows})
 
 
-def _is_figure(value: object) -> bool:
+def _is_figure(value: Any) -> bool:
     return value is None or (type(value) in (int, float) and math.isfinite(value))
 
 
-def _is_version(text: object) -> bool:
-    return isinstance(text, str) and len(text) < 40 and all(part.isalnum() for part in text.split("."))
+def _is_version(text: str) -> bool:
+    return len(text) < 40 and all(part.isalnum() for part in text.split("."))

@@ -44,12 +44,12 @@ def load_key(path: Path, passphrase_file: Path | None) -> "SecretKey":
     """
     from hf_neuracrypt.keys import SecretKey
 
-    words = None
-    if passphrase_file is None and SecretKey.is_locked(path):
-        if not sys.stdin.isatty():
-            raise KeyFileError(f"{path} is locked with a passphrase: give --passphrase-file")
-        words = typer.prompt(f"Passphrase of {path}", hide_input=True, err=True)
-    return SecretKey.load(path, passphrase=words, passphrase_file=passphrase_file)
+    if passphrase_file is not None or not SecretKey.is_locked(path):
+        return SecretKey.load(path, passphrase_file=passphrase_file)
+    if not sys.stdin.isatty():
+        raise KeyFileError(f"{path} is locked with a passphrase: give --passphrase-file")
+    # Never a variable: an error tracker that records the locals of frames must not find it.
+    return SecretKey.load(path, passphrase=typer.prompt(f"Passphrase of {path}", hide_input=True, err=True))
 
 
 def load_record(encrypted: str, key: "SecretKey", yes: bool) -> "Record":
@@ -67,10 +67,8 @@ def load_record(encrypted: str, key: "SecretKey", yes: bool) -> "Record":
     from hf_neuracrypt.data.sources import stored_record
 
     path = Path(encrypted)
-    if path.name == MANIFEST and path.is_file():
-        record = Record.from_dict(read_manifest(path.parent))
-    else:
-        record = stored_record(encrypted)
+    beside = path.name == MANIFEST and path.is_file()
+    record = Record.from_dict(read_manifest(path.parent)) if beside else stored_record(encrypted)
     if record is None:
         raise DatasetError(f"{encrypted} is not encrypted: give the encrypted dataset that the model learned from")
     record.check_key(key, encrypted)

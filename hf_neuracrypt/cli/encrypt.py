@@ -106,9 +106,11 @@ def encrypt(
     check_places(dataset, key_file, output)
     key = load_key(key_file, passphrase_file)
 
+    from datasets import IterableDataset
+
     from hf_neuracrypt.data.dataset import make_plan
     from hf_neuracrypt.data.manifest import REJECTED, read_manifest
-    from hf_neuracrypt.data.sources import plain_splits
+    from hf_neuracrypt.data.sources import identity, plain_splits
     from hf_neuracrypt.encoders import load_encoder
     from hf_neuracrypt.jobs.run import run
 
@@ -117,8 +119,10 @@ def encrypt(
     signal.signal(signal.SIGTERM, _interrupt)
     splits = plain_splits(dataset, streaming, max_rows)
     encoder = load_encoder(config, key, device)
-    plan = make_plan(splits, encoder, **columns)
-    job = Job(splits, plan, output, dataset, shard_size * 1_000_000, max_bad_fraction, views, flip)
+    streamed = any(isinstance(split, IterableDataset) for split in splits.values())
+    origin = identity(dataset) if streamed else ""
+    plan = make_plan(splits, encoder, **columns, origin=origin)
+    job = Job(splits, plan, output, shard_size * 1_000_000, max_bad_fraction, views, flip)
     if not run(job, num_proc, rank, world_size):
         return note(f"Rank {rank} of {world_size} has done its part; {output} is complete when all have.")
     rows = read_manifest(output)["rows"]

@@ -21,13 +21,13 @@ def keygen(
     """
     from hf_neuracrypt.keys import SecretKey, read_passphrase
 
-    words = None
-    if passphrase_file is not None:
-        words = read_passphrase(passphrase_file)
-    elif passphrase:
-        words = typer.prompt("Passphrase", hide_input=True, confirmation_prompt=True, err=True)
     key = SecretKey.generate()
-    key.save(path, passphrase=words)
+    if passphrase_file is not None:
+        key.save(path, read_passphrase(passphrase_file))
+    elif passphrase:
+        key.save(path, typer.prompt("Passphrase", hide_input=True, confirmation_prompt=True, err=True))
+    else:
+        key.save(path)
     typer.echo(key.id)
     note(f"Wrote {path}. Keep two copies in safe places: without it the model is useless. Never upload or mail it.")
 

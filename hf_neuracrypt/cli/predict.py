@@ -21,6 +21,9 @@ def predict(
     top_k: Annotated[int, typer.Option(min=1, metavar="N", help="Labels for each image.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
     output: Annotated[Path | None, typer.Option(help="Write the answers to a new file, .csv or .jsonl.")] = None,
+    send_token: Annotated[
+        bool, typer.Option("--send-token", help="Send HF_TOKEN to --endpoint; else it goes to huggingface.co alone.")
+    ] = False,
     yes: Yes = False,
 ) -> None:
     """Encrypt images on this machine and have the ciphertexts classified, here or elsewhere.
@@ -53,7 +56,7 @@ def predict(
     if endpoint is None:
         classifier = Classifier.from_pretrained(str(model), encoder, record)
     else:
-        classifier = Classifier(encoder, Endpoint(endpoint, encoder.stored), record.true_names(key))
+        classifier = Classifier(encoder, Endpoint(endpoint, encoder.stored, send_token), record.true_names(key))
         if is_in_clear(endpoint):
             note("warning: over http, anybody on the way can read and change ciphertexts and answers: use https")
     try:

@@ -24,7 +24,8 @@ from hf_neuracrypt.schemes import SchemeConfig
 
 
 PART = 16  # images that one thread does at a time, at most
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def cores() -> int:

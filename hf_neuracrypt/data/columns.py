@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Value
+from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
 
 from hf_neuracrypt.data.record import seal_names
 from hf_neuracrypt.errors import DatasetError
@@ -38,11 +38,25 @@ def find_columns(
         raise DatasetError(f"none of the columns {', '.join(IMAGE_COLUMNS)} is there: {found}; name it: --image-column")
     label = label or next((name for name in LABEL_COLUMNS if name in features), None)
     for name in kept:
-        if isinstance(features[name], Image):
-            raise DatasetError(f"column {name!r} holds images: kept columns are stored in clear, so it cannot be kept")
+        if kind := _picture_like(features[name]):
+            raise DatasetError(f"column {name!r} holds {kind}: kept columns are stored in clear, so it cannot be kept")
         if name in (image, label) or name in ("image", "label"):
             raise DatasetError(f"column {name!r} cannot be kept beside the encrypted `image` and `label`")
     return Columns(image, label, tuple(kept))
+
+
+def _picture_like(feature: Any) -> str | None:
+    """What a column holds, at any depth, that may be pictures in clear; None: nothing of the kind."""
+    if isinstance(feature, dict):
+        inner = list(feature.values())
+    elif isinstance(feature, list):
+        inner = feature
+    else:
+        inner = [feature.feature] if hasattr(feature, "feature") else []
+    name, dtype = type(feature).__name__, str(getattr(feature, "dtype", ""))
+    if name in ("Image", "Audio", "Video", "Pdf", "Nifti") or "binary" in dtype or name.startswith("Array"):
+        return {"Image": "images", "Audio": "audio", "Video": "videos"}.get(name, "binary data")
+    return next((kind for each in inner if (kind := _picture_like(each))), None)
 
 
 def label_names(
@@ -69,9 +83,12 @@ def label_names(
 
 
 class Labels:
-    """How labels go into the encrypted dataset: their names, and with `hidden`, under a keyed permutation."""
+    """How labels go into the encrypted dataset: by their names or, if `hidden`, under a keyed permutation.
 
-    def __init__(self, names: list[str] | None, hidden: bool, key: SecretKey):
+    `salt` tells datasets apart, so that two of the same classes under the same key do not share their permutation.
+    """
+
+    def __init__(self, names: list[str] | None, hidden: bool, key: SecretKey, salt: str = ""):
         self.feature: ClassLabel | Value = Value("int64") if names is None else ClassLabel(names=names)
         self.names = names
         self.sealed: str | None = None
@@ -80,10 +97,11 @@ class Labels:
             if names is None:
                 raise DatasetError("labels can only be hidden when they have names: cast the column to ClassLabel")
             width = len(str(len(names) - 1))
-            self.order = key.permutation(json.dumps(names), "labels", len(names))
+            self.order = key.permutation(json.dumps([names, salt]), "labels", len(names))
             neutral = [f"class_{index:0{width}d}" for index in range(len(names))]
             self.feature = ClassLabel(names=neutral)
-            self.sealed = seal_names(key, {name: names[self.order.index(i)] for i, name in enumerate(neutral)})
+            true_names = {name: names[self.order.index(i)] for i, name in enumerate(neutral)}
+            self.sealed = seal_names(key, true_names, salt)
 
     def encode(self, value: object) -> int:
         """The stored label of a source label. Raises DatasetError for none, or one that is out of range."""

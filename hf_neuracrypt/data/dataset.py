@@ -8,22 +8,26 @@ Notable decisions
 """
 
 import dataclasses
-import hashlib
+import itertools
+import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
+import numpy as np
 from datasets import Dataset, DatasetDict, DatasetInfo, Features, Image, IterableDataset, IterableDatasetDict
+from torch.utils.data import Dataset as TorchDataset
 
 from hf_neuracrypt.data.batches import encrypt_rows
 from hf_neuracrypt.data.columns import Columns, Labels, find_columns, label_names
 from hf_neuracrypt.data.record import Record, records_of
 from hf_neuracrypt.encoders.base import Encoder
-from hf_neuracrypt.errors import DatasetError, ImageError
+from hf_neuracrypt.errors import DatasetError, ImageError, NeuraCryptError
+from hf_neuracrypt.keys import SecretKey
 
 
 # Rows of 150 kB: the writer's default of 1,000 rows would hold 150 MB.
 WRITER_BATCH_SIZE = 100
-Split = Dataset | IterableDataset
+Split: TypeAlias = Dataset | IterableDataset
 AnyDataset = TypeVar("AnyDataset", Dataset, DatasetDict, IterableDataset, IterableDatasetDict)
 
 
@@ -32,7 +36,7 @@ class EncryptRows:
 
     Args:
         encoder, columns, labels: see `Plan`.
-        first_row: the row of the split that index 0 stands for.
+        rows: numbers of the source's rows that are read, in their order; None: all of them.
         rejected: takes the rows that cannot be encrypted, which are then left out; None: the first of them is an error.
         progress: told how many rows each batch had.
         views: rows stored for each image, one after the other: itself, then `make_views` of it.
@@ -44,13 +48,13 @@ class EncryptRows:
         encoder: Encoder,
         columns: Columns,
         labels: Labels,
-        first_row: int = 0,
+        rows: Sequence[int] | None = None,
         rejected: list[dict] | None = None,
         progress: Callable[[int], object] | None = None,
         views: int = 1,
         flip: bool = False,
     ):
-        self.encoder, self.columns, self.labels, self.first_row = encoder, columns, labels, first_row
+        self.encoder, self.columns, self.labels, self.rows = encoder, columns, labels, rows
         self.rejected, self.progress, self.views, self.flip = rejected, progress, views, flip
 
     def __call__(self, batch: dict[str, list], indices: list[int]) -> dict[str, list]:
@@ -66,9 +70,10 @@ class EncryptRows:
                     row["label"] = self.labels.encode(batch[self.columns.label][position])
             except (ImageError, DatasetError) as error:
                 # The row, never the path: a path may hold a person's name, and this line may end in a log.
+                number = index if self.rows is None else int(self.rows[index])
                 if self.rejected is None:
-                    raise DatasetError(f"row {self.first_row + index} cannot be encrypted: {error}") from None
-                self.rejected.append({"row": self.first_row + index, "reason": str(error)})
+                    raise DatasetError(f"row {number} cannot be encrypted: {error}") from None
+                self.rejected.append({"row": number, "reason": str(error)})
                 continue
             rows["image"] += stored
             for name, value in row.items():
@@ -78,58 +83,105 @@ class EncryptRows:
         return rows
 
 
-class EncryptTransform:
-    """Encrypts the images of a dataset whenever rows are read, for owners who train on their own machine.
+class EncryptedView(TorchDataset):
+    """A dataset whose images are encrypted whenever rows are read, for owners who train on their own machine.
 
-    Each image becomes what `encrypt_dataset` would store of it, and whatever happens to the plain image before (a crop,
-    a flip) happens anew each time, which a stored ciphertext cannot have. The other columns are passed on as they are.
-    It is picklable, for the workers of a DataLoader, if the key came from a file; what goes is the file's path.
+    Each image becomes what `encrypt_dataset` would store of it, and whatever `augment` does to the plain image before
+    (a crop, a flip) happens anew each time, which a stored ciphertext cannot have. The other columns are passed on as
+    they are. **What lies underneath stays plain**: so this is no `datasets.Dataset`, and whatever would publish or
+    store it is refused. It is picklable, for the workers of a DataLoader, if the key came from a file; what goes is the
+    file's path.
 
     Args:
+        dataset: plain images.
         encoder: from `load_encoder`.
         image_column: default: the first of `image`, `img`, `pixel_values` that is there.
+        augment: a batch of rows, a dict of lists, -> the same with other plain images.
 
     Raises:
         DatasetError: there is no such column.
-        ImageError: an image cannot be used; it is named by its place in the batch.
+        ImageError: an image cannot be used; it is named by its row.
 
     Example:
-        >>> encrypt = EncryptTransform(load_encoder(EncoderConfig(), SecretKey.load("hospital.key")))
-        >>> encrypted = load_dataset("photos/", split="train").with_transform(encrypt)
+        >>> encoder = load_encoder(EncoderConfig(), SecretKey.load("hospital.key"))
+        >>> encrypted = EncryptedView(load_dataset("photos/", split="train"), encoder)
         >>> encrypted[0]["image"]  # a PIL image; from a scheme with a patch representation, float32 (N, width)
-        >>> varied = load_dataset("photos/", split="train").with_transform(lambda batch: encrypt(augment(batch)))
     """
 
-    def __init__(self, encoder: Encoder, image_column: str | None = None):
-        self.encoder, self.image_column = encoder, image_column
+    def __init__(
+        self,
+        dataset: Dataset,
+        encoder: Encoder,
+        image_column: str | None = None,
+        augment: Callable[[dict[str, list]], dict[str, list]] | None = None,
+    ):
+        self.dataset, self.encoder, self.augment = dataset, encoder, augment
+        self.image_column = find_columns(dataset.features, image_column, None).image
 
-    def __call__(self, batch: dict[str, list]) -> dict[str, list]:
-        column, shown = find_columns(batch, self.image_column, None).image, []
-        for place, stored in enumerate(encrypt_rows(self.encoder, batch[column])):
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        return self.__getitems__([row])[0]
+
+    def __getitems__(self, rows: list[int]) -> list[dict[str, Any]]:
+        """Several rows at once, as a DataLoader asks for them."""
+        batch = self.dataset[rows]
+        batch = self.augment(batch) if self.augment else batch
+        images = encrypt_rows(self.encoder, batch[self.image_column])
+        encrypted = []
+        for place, (row, stored) in enumerate(zip(rows, images)):
             if isinstance(stored, ImageError):
-                raise ImageError(f"image {place} of the batch cannot be encrypted: {stored}")
-            shown.append(self.encoder.stored.shown(stored[0]))
-        return {**batch, column: shown}
+                raise ImageError(f"row {row} cannot be encrypted: {stored}")
+            values = {name: column[place] for name, column in batch.items()}
+            encrypted.append(values | {self.image_column: self.encoder.stored.shown(stored[0])})
+        return encrypted
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith(("to_", "save_", "push_")):
+            raise NeuraCryptError(
+                f"{name} would write plain images: they are encrypted only when rows are read; use encrypt_dataset"
+            )
+        raise AttributeError(f"'EncryptedView' object has no attribute {name!r}")
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Everything that is decided before the first image is touched; the same for all splits."""
+    """Everything that is decided before the first image is touched; the same for all splits.
+
+    Args:
+        encoder: with the key.
+        columns: that are read.
+        labels: how they are stored.
+        features: of the encrypted dataset.
+        origins: what tells each split from any other data.
+        keyed_order: whether rows are stored in an order that the key gives. That of the source would tell hidden labels
+            apart, and show where one class ends and the next begins.
+    """
 
     encoder: Encoder
     columns: Columns
     labels: Labels
     features: Features
+    origins: dict[str, str]
+    keyed_order: bool
 
     @property
     def record(self) -> Record:
         """What will be public about the encryption."""
         return Record(self.encoder.config, self.encoder.key.id, self.labels.sealed)
 
-    def fingerprint(self, source: str) -> str:
-        """That of the encrypted split, given the source's; the key is not in it."""
-        parts = (source, self.record.to_json(), repr(self.columns), repr(self.features))
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+    def fingerprint(self, origin: str) -> str:
+        """That of what is made of some data under this plan. It is public, and keyed: it must not confirm a guess which
+        dataset the source is."""
+        parts = (origin, self.record.to_json(), repr(self.columns), repr(self.features))
+        return keyed_tag(self.encoder.key, "\n".join(parts), "source")
+
+    def order(self, split: str, count: int) -> Sequence[int]:
+        """The source's rows of a split in the order in which they are stored."""
+        if not self.keyed_order:
+            return range(count)
+        return keyed_order(self.encoder.key, self.fingerprint(self.origins[split]), count)
 
     def source(self, split: Split) -> Split:
         """The split as `rows()` reads it: the planned columns only, images not decoded."""
@@ -163,18 +215,22 @@ def make_plan(
     label_column: str | None = None,
     keep_columns: Sequence[str] = (),
     hide_labels: bool = False,
+    origin: str = "",
 ) -> Plan:
-    """Look at all splits and decide; see `encrypt_dataset` for the arguments and errors."""
+    """Look at all splits and decide; see `encrypt_dataset` for the arguments and errors.
+
+    `origin` tells streams apart, which have no fingerprint of their own: `sources.identity`.
+    """
     if not splits or all(isinstance(split, Dataset) and len(split) == 0 for split in splits.values()):
         raise DatasetError("the dataset is empty")
     for name, split in splits.items():
         if records_of(split):
             key_id = records_of(split)[0].key_id
             raise DatasetError(f"split {name} is already encrypted (key {key_id}): encrypt the plain images instead")
-    features = {name: split.features or _peek(split) for name, split in splits.items()}
-    first = next(iter(features.values()))
+    found = {name: split.features or _peek(split) for name, split in splits.items()}
+    first = next(iter(found.values()))
     columns = find_columns(first, image_column, label_column, keep_columns)
-    for name, other in features.items():
+    for name, other in found.items():
         if find_columns(other, image_column, label_column, keep_columns) != columns:
             raise DatasetError(f"split {name} has other columns than the first one")
         if columns.label and other[columns.label] != first[columns.label]:
@@ -182,9 +238,20 @@ def make_plan(
     if hide_labels and columns.label is None:
         raise DatasetError("there is no label column to hide")
     names = label_names(splits, first, columns.label)
-    labels = Labels(names, hide_labels, encoder.key)
+    if hide_labels and not all(isinstance(split, Dataset) for split in splits.values()):
+        raise DatasetError(
+            "hidden labels need rows in a keyed order, which a stream cannot have: give --no-streaming (datasets then "
+            "keeps a plain copy in its cache), or leave --hide-labels out"
+        )
+    origins = {
+        name: split._fingerprint if isinstance(split, Dataset) else f"{origin} {name} {split.num_shards}"
+        for name, split in splits.items()
+    }
+    labels = Labels(names, hide_labels, encoder.key, keyed_tag(encoder.key, json.dumps(origins), "labels"))
+    keyed = hide_labels or any(_is_sorted(split, columns.label) for split in splits.values())
     stored = {"image": encoder.stored.feature} | ({"label": labels.feature} if columns.label else {})
-    return Plan(encoder, columns, labels, Features(stored | {name: first[name] for name in columns.kept}))
+    features = Features(stored | {name: first[name] for name in columns.kept})
+    return Plan(encoder, columns, labels, features, origins, keyed)
 
 
 def encrypt_dataset(
@@ -220,14 +287,42 @@ def encrypt_dataset(
     plan = make_plan(splits, encoder, image_column, label_column, keep_columns, hide_labels)
     encrypted = {}
     for name, split in splits.items():
-        options: dict = {"batch_size": batch_size}
+        options: dict[str, Any] = {"batch_size": batch_size}
         if isinstance(split, Dataset):
-            options |= {"new_fingerprint": plan.fingerprint(split._fingerprint), "desc": f"Encrypting {name}"}
+            rows = plan.order(name, len(split))
+            options |= {"function": plan.rows(rows=rows), "desc": f"Encrypting {name}"}
+            options |= {"new_fingerprint": plan.fingerprint(plan.origins[name])}
+            split = in_order(split, rows)
             options |= {"writer_batch_size": WRITER_BATCH_SIZE, "num_proc": num_proc}
         if num_proc is not None:
             use_spawn()
         encrypted[name] = plan.apply(split, **options)
     return type(dataset)(encrypted) if isinstance(dataset, dict) else encrypted["dataset"]
+
+
+def in_order(split: Dataset, rows: Sequence[int]) -> Dataset:
+    """These rows of a split."""
+    return split.select(rows, new_fingerprint="rows")  # or `datasets` would hash them all
+
+
+def keyed_order(key: SecretKey, public: str, count: int) -> Sequence[int]:
+    """An order of range(count), int64, that the key gives: of keyed 64-bit numbers, by their size."""
+    numbers = key.integers(public, "rows", (count, 8)).view("<i8")[:, 0]
+    return np.argsort(numbers, kind="stable")  # type: ignore[return-value]  # an array is used as a sequence
+
+
+def keyed_tag(key: SecretKey, text: str, purpose: str) -> str:
+    """32 digits that only the key's holder can compute of a text."""
+    return key.integers(text, purpose, (16,)).tobytes().hex()
+
+
+def _is_sorted(split: Split, label: str | None) -> bool:
+    """Whether rows come class by class, as those of a folder of images do."""
+    if label is None or not isinstance(split, Dataset):
+        return False
+    values = split.with_format(None)[label][:]
+    comparable = values and None not in values and values[0] != values[-1]
+    return bool(comparable and all(a <= b for a, b in itertools.pairwise(values)))
 
 
 def use_spawn() -> None:

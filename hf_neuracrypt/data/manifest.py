@@ -67,6 +67,8 @@ def parse_manifest(text: str, where: str) -> dict:
         isinstance(entry, dict) and isinstance(entry.get("sha256"), str) for entry in files.values()
     ):
         raise DatasetError(f"{where} does not list the files with their sha256")
+    if manifest.get("order") not in (None, "keyed"):
+        raise DatasetError(f"{where} has rows in an order that this version does not know")
     views = manifest.get("views", {"count": 1, "flip": False})
     kinds = [type(views.get(name)) for name in ("count", "flip")] if isinstance(views, dict) else []
     if kinds != [int, bool] or views["count"] < 1:

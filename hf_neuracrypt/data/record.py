@@ -6,12 +6,13 @@ It travels in `dataset.info.description`, survives `concatenate_datasets` (one l
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
-from hf_neuracrypt.errors import ConfigError, KeyMismatchError
+from hf_neuracrypt.errors import ConfigError, KeyMismatchError, first_line
 from hf_neuracrypt.keys import SecretKey
 from hf_neuracrypt.schemes import SchemeConfig, config_from_dict
 
@@ -52,8 +53,10 @@ class Record:
                 "reads: update hf_neuracrypt if the record is newer"
             )
         key_id, sealed = values.get("key_id"), values.get("sealed_labels")
-        if not isinstance(key_id, str) or not isinstance(sealed, str | None):
-            raise ConfigError("an encryption record needs a key_id, and text in sealed_labels")
+        if not isinstance(key_id, str) or not re.fullmatch("nck1-[0-9a-f]{32}", key_id):
+            raise ConfigError("an encryption record needs the key_id of a key: nck1- and 32 hexadecimal digits")
+        if not isinstance(sealed, str | None):
+            raise ConfigError("an encryption record has text in sealed_labels, or nothing")
         return cls(config_from_dict(values.get("config")), key_id, sealed)
 
     def true_names(self, key: SecretKey) -> dict[str, str]:
@@ -62,7 +65,10 @@ class Record:
         Raises:
             NeuraCryptError: they were sealed with another key.
         """
-        return json.loads(key.unseal(self.sealed_labels, LABEL_NAMES)) if self.sealed_labels else {}
+        if self.sealed_labels is None:
+            return {}
+        names = json.loads(key.unseal(self.sealed_labels, LABEL_NAMES))
+        return {neutral: name for neutral, name in names.items() if neutral}
 
     def check_key(self, key: SecretKey, what: object) -> None:
         """Raises KeyMismatchError, saying of `what` this is the record, unless that was encrypted under `key`."""
@@ -70,9 +76,9 @@ class Record:
             raise KeyMismatchError(f"{what} was encrypted under the key {self.key_id}; this key is {key.id}")
 
 
-def seal_names(key: SecretKey, names: Mapping[str, str]) -> str:
-    """What `Record.true_names` opens."""
-    return key.seal(json.dumps(names), LABEL_NAMES)
+def seal_names(key: SecretKey, names: Mapping[str, str], salt: str) -> str:
+    """What `Record.true_names` opens; with the salt, equal names of two datasets are not sealed alike."""
+    return key.seal(json.dumps({"": salt, **names}), LABEL_NAMES)
 
 
 def records_of(dataset: Dataset | IterableDataset | DatasetDict | IterableDatasetDict) -> list[Record]:
@@ -80,4 +86,7 @@ def records_of(dataset: Dataset | IterableDataset | DatasetDict | IterableDatase
     splits = dataset.values() if isinstance(dataset, dict) else [dataset]
     lines = [line for split in splits for line in (split.info.description or "").splitlines()]
     lines = [line for line in dict.fromkeys(lines) if line.startswith("{") and '"neuracrypt"' in line]
-    return [Record.from_dict(json.loads(line)) for line in lines]
+    try:
+        return [Record.from_dict(json.loads(line)) for line in lines]
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"the dataset's description holds a damaged encryption record: {first_line(error)}") from None

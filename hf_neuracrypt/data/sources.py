@@ -20,6 +20,7 @@ BUILDERS = {
     ".arrow": "arrow",
     ".tar": "webdataset",
 }
+PACKED = {*BUILDERS, ".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".lz4", ".7z", ".rar"}
 
 
 @contextmanager
@@ -35,12 +36,21 @@ def quiet_datasets():
 
 
 def is_table(name: str) -> bool:
-    """Whether `name` is a local file, or a folder of files, that `datasets` would copy into its cache, in clear."""
+    """Whether `name` is a local file, or a folder with such a file at any depth, that `datasets` would copy into its
+    cache, in clear: a table or an archive."""
     path = Path(name)
-    if path.is_dir():
-        first = next((file for file in sorted(path.iterdir()) if file.suffix in BUILDERS), None)
-        return first is not None and not first.name.startswith("metadata.")  # which lies beside a folder of images
-    return path.suffix in BUILDERS and path.is_file()
+    if is_saved(path):
+        return False
+    files = path.rglob("*") if path.is_dir() else [path]
+    return any(
+        PACKED.intersection(file.suffixes) and not file.name.startswith("metadata.") and file.is_file()
+        for file in files  # metadata.csv and the like lie beside images and hold none
+    )
+
+
+def is_saved(path: Path) -> bool:
+    """Whether `save_to_disk`, or `encrypt`, wrote this folder."""
+    return (path / "dataset_dict.json").exists() or (path / "state.json").exists()
 
 
 def identity(name: str) -> str:
@@ -116,14 +126,15 @@ def load_source(name: str, streaming: bool = False) -> DatasetDict | IterableDat
     """
     path = Path(name)
     try:
-        if path.is_dir() and ((path / "dataset_dict.json").exists() or (path / "state.json").exists()):
+        if is_saved(path):
             loaded = datasets.load_from_disk(name)
         elif path.is_file():
-            if path.suffix not in BUILDERS:
+            builder = next((BUILDERS[suffix] for suffix in path.suffixes if suffix in BUILDERS), None)
+            if builder is None:
                 raise DatasetError(
                     f"{name} is a file of type {path.suffix or '(none)'}; known are {', '.join(BUILDERS)}"
                 )
-            loaded = datasets.load_dataset(BUILDERS[path.suffix], data_files=name, streaming=streaming)
+            loaded = datasets.load_dataset(builder, data_files=name, streaming=streaming)
         elif path.is_dir():
             loaded = datasets.load_dataset(name, streaming=streaming)
         elif not may_be_repository(name):

@@ -128,10 +128,11 @@ class LE(PermutationCipher):
             mask[number] = 15 * (reverse[permutation] ^ reverse)
         return index, mask
 
-    def _join_blocks(self, *parts: np.ndarray) -> Table:
+    def _join_blocks(self, index: np.ndarray, mask: np.ndarray) -> Table:
         size = self.config.block_size
-        shaped = (part.reshape(-1, 2, size, size, 3).transpose(0, 1, 4, 2, 3) for part in parts)
-        return tuple(from_blocks(part) for part in shaped)
+        shaped = (part.reshape(-1, 2, size, size, 3).transpose(0, 1, 4, 2, 3) for part in (index, mask))
+        index, mask = (from_blocks(part) for part in shaped)
+        return index, mask
 
 
 class ELE(LE):

@@ -114,10 +114,8 @@ class RandomNetwork(Encoder):
 
     def _linear(self, purpose: str, out: int, fan_in: int) -> Linear:
         bound = 1 / math.sqrt(fan_in)
-        draws = (("weight", (out, fan_in)), ("bias", (out,)))
-        return tuple(
-            (bound * self._uniform(f"{purpose}/{name}", shape)).float().to(self.device) for name, shape in draws
-        )
+        weight, bias = self._uniform(f"{purpose}/weight", (out, fan_in)), self._uniform(f"{purpose}/bias", (out,))
+        return (bound * weight).float().to(self.device), (bound * bias).float().to(self.device)
 
     def _uniform(self, purpose: str, shape: tuple[int, ...]) -> torch.Tensor:
         """Keyed float64 numbers, uniform on (-1, 1): three digits of base 255, from -127 to 127 each."""

@@ -5,6 +5,7 @@ one after the other, in one pass).
 """
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,6 @@ from datasets import Dataset, IterableDataset
 
 from hf_neuracrypt.data.dataset import Plan, Split
 from hf_neuracrypt.data.manifest import TRAIN, UNFINISHED
-from hf_neuracrypt.data.sources import identity
 from hf_neuracrypt.errors import DatasetError, KeyFileError
 
 
@@ -30,7 +30,6 @@ class Job:
         splits: plain images by split; a stream is read once, from its start, and never held.
         plan: from `dataset.make_plan`.
         output: a new or empty folder, or an unfinished one of the same job.
-        source: the name of the dataset, which tells streams apart: they have no fingerprint of their own.
         shard_bytes: about how large a shard becomes.
         max_bad_fraction: the share of rows that may be left out because they cannot be encrypted; 0: the first of them
             stops the job.
@@ -44,7 +43,6 @@ class Job:
     splits: dict[str, Split]
     plan: Plan
     output: Path
-    source: str = ""
     shard_bytes: int = SHARD_BYTES
     max_bad_fraction: float = 0.0
     views: int = 1
@@ -75,14 +73,13 @@ class Job:
 
     def source_of(self, split: str) -> str:
         """The public fingerprint of a split's source under this plan."""
-        data = self.splits[split]
-        if isinstance(data, Dataset):
-            return self.plan.fingerprint(data._fingerprint)
-        return self.plan.fingerprint(f"{self._stream_identity} {split} {data.num_shards}")
+        return self.plan.fingerprint(self.plan.origins[split])
 
     @cached_property
-    def _stream_identity(self) -> str:
-        return identity(self.source)
+    def orders(self) -> dict[str, Sequence[int]]:
+        """The rows of each split that is no stream, in the order in which they are stored."""
+        tables = {name: split for name, split in self.splits.items() if isinstance(split, Dataset)}
+        return {name: self.plan.order(name, len(split)) for name, split in tables.items()}
 
     def identity(self) -> dict:
         """What must be the same for a job to be continued, by the names an error calls it by."""

@@ -33,7 +33,7 @@ def run(job: Job, num_proc: int = 1, rank: int = 0, world_size: int = 1) -> bool
         NeuraCryptError: what stopped a worker. The same call again continues.
     """
     lengths = [len(split) if isinstance(split, Dataset) else None for split in job.splits.values()]
-    total = None if None in lengths or world_size > 1 else sum(lengths)
+    total = None if None in lengths or world_size > 1 else sum(length or 0 for length in lengths)
     with quiet_datasets(), tqdm(total=total, desc="Encrypting", unit=" images") as bar:
         if num_proc == 1:
             return work(job, rank, world_size, bar.update)
@@ -45,13 +45,16 @@ def run(job: Job, num_proc: int = 1, rank: int = 0, world_size: int = 1) -> bool
 
 def _run_processes(job: Job, num_proc: int, rank: int, world_size: int, bar: tqdm) -> None:
     context = multiprocess.get_context("spawn")
-    failures, counted = context.SimpleQueue(), set()
+    failures = context.SimpleQueue()
+    counted: set[str] = set()
     threads = max(1, cores() // num_proc)
     arguments = [(job, rank * num_proc + i, world_size * num_proc, threads, failures) for i in range(num_proc)]
     processes = [context.Process(target=_worker, args=each, daemon=True) for each in arguments]
     try:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # workers inherit this: the parent decides
         for process in processes:
             process.start()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         while running := [process for process in processes if process.is_alive()]:
             wait([process.sentinel for process in running], timeout=0.5)
             _show_progress(job, bar, counted)
@@ -74,7 +77,6 @@ def _run_processes(job: Job, num_proc: int, rank: int, world_size: int, bar: tqd
 
 
 def _worker(job: Job, rank: int, world_size: int, threads: int, failures) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     try:

@@ -14,27 +14,28 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
 from datasets import config as datasets_config
 from datasets.arrow_writer import ArrowWriter
 
-from hf_neuracrypt.data.dataset import WRITER_BATCH_SIZE, EncryptRows
+from hf_neuracrypt.data.dataset import WRITER_BATCH_SIZE, EncryptRows, in_order
 from hf_neuracrypt.data.manifest import (
     JOB,
     MANIFEST,
     REJECTED,
     UNFINISHED,
+    atomic_rename,
+    atomic_write,
     checksum,
     is_unfinished,
     read_manifest,
-    atomic_rename,
     sha256,
     to_text,
-    atomic_write,
 )
 from hf_neuracrypt.errors import DatasetError
 from hf_neuracrypt.jobs.job import BATCH_SIZE, Job, Unit, units_of
@@ -125,19 +126,21 @@ def _acquire(file, output: Path, kind: int) -> None:
 
 def _write_rows(job: Job, unit: Unit, scratch: Path, progress: Callable[[int], object]) -> None:
     """One shard: `datasets.map` straight into its file."""
+    rows = unit.rows or 0
     if job.note(unit.file(0)).exists():
-        progress(unit.rows)
+        progress(rows)
         return
     split, temporary = job.splits[unit.split], scratch / "shard.arrow"
-    function = _function(job, unit, progress, first_row=unit.start)
+    chosen = job.orders[unit.split][unit.start : unit.start + rows]
+    function = _function(job, unit, progress, chosen)
     job.plan.apply(
-        split.select(range(unit.start, unit.start + unit.rows)), function, batch_size=BATCH_SIZE,
+        in_order(split, chosen), function, batch_size=BATCH_SIZE,
         cache_file_name=str(temporary), load_from_cache_file=False, writer_batch_size=WRITER_BATCH_SIZE,
         new_fingerprint=job.plan.fingerprint(f"{split._fingerprint} {unit.index}"),
     )  # fmt: skip
     if not temporary.exists():  # `map` writes no file for no rows
         ArrowWriter(features=job.plan.features, path=str(temporary)).finalize()
-    _keep(job, unit, 0, temporary, unit.rows, function.rejected or [], last=True)
+    _keep(job, unit, 0, temporary, rows, function.rejected or [], last=True)
 
 
 def _write_stream(job: Job, unit: Unit, scratch: Path, progress: Callable[[int], object]) -> None:
@@ -173,10 +176,12 @@ def _write_stream(job: Job, unit: Unit, scratch: Path, progress: Callable[[int],
         part, first_row = part + 1, row
 
 
-def _function(job: Job, unit: Unit, progress: Callable[[int], object], first_row: int = 0) -> EncryptRows:
+def _function(
+    job: Job, unit: Unit, progress: Callable[[int], object], rows: Sequence[int] | None = None
+) -> EncryptRows:
     rejected: list[dict] | None = [] if job.max_bad_fraction else None
     views = job.views_of(unit.split)
-    return job.plan.rows(first_row=first_row, rejected=rejected, progress=progress, views=views, flip=job.flip)
+    return job.plan.rows(rows=rows, rejected=rejected, progress=progress, views=views, flip=job.flip)
 
 
 def _keep(job: Job, unit: Unit, part: int, temporary: Path, rows: int, rejected: list[dict], last: bool) -> None:
@@ -191,7 +196,7 @@ def _keep(job: Job, unit: Unit, part: int, temporary: Path, rows: int, rejected:
         notes = [json.loads(path.read_text()) for path in job.notes.glob("*.json")]
         bad = sum(len(each["rejected"]) for each in notes)
         lengths = [len(split) if isinstance(split, Dataset) else None for split in job.splits.values()]
-        seen = sum(each["source_rows"] for each in notes) if None in lengths else sum(lengths)
+        seen = sum(each["source_rows"] for each in notes) if None in lengths else sum(length or 0 for length in lengths)
         if bad > job.max_bad_fraction * seen:
             raise DatasetError(
                 f"{bad} of {seen} rows cannot be encrypted, --max-bad-fraction {job.max_bad_fraction} allows fewer; "
@@ -223,6 +228,8 @@ def _finish(job: Job) -> bool:
     _write_listed(job.output, datasets_config.DATASETDICT_JSON_FILENAME, splits, files)
     rows = {split: sum(note["rows"] for note in each) for split, each in notes.items()}
     manifest = job.plan.record.to_dict() | {"rows": rows, "source": job.identity()["source"], "files": files}
+    if job.plan.keyed_order:
+        manifest["order"] = "keyed"
     if job.views > 1:
         manifest["views"] = {"count": job.views, "flip": job.flip}
     atomic_write(job.output / MANIFEST, to_text(manifest | {"sha256": checksum(manifest)}), job.output / UNFINISHED)
@@ -239,7 +246,7 @@ def _write_listed(output: Path, name: str, text: str, files: dict) -> None:
 def _split_files(job: Job, split: str, shards: list[str]) -> tuple[dict, dict]:
     """What `load_from_disk` reads beside the shards: dataset_info.json and state.json."""
     info = {"description": job.plan.record.to_json(), "features": job.plan.features.to_dict()}
-    state = {
+    state: dict[str, Any] = {
         "_data_files": [{"filename": name} for name in shards],
         "_fingerprint": job.source_of(split),
         "_format_columns": None, "_format_kwargs": {}, "_format_type": None, "_output_all_columns": False,

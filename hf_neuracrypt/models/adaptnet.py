@@ -68,6 +68,7 @@ class ELEAdaptNet(nn.Module):
         self.block, self.grid = config.block_size, config.image_size // config.block_size
         count, width = self.grid**2, FEATURES * self.block**2
         self.weight = nn.Parameter(torch.empty(count, width, config.num_channels * self.block**2))
+        self.left: torch.Tensor
         self.register_buffer("left", nn.functional.normalize(torch.randn(count, width), dim=1))
         self.norm = nn.BatchNorm1d(count * width)
         self.permutation = nn.Parameter(torch.empty(count, count))
@@ -115,7 +116,7 @@ class AdaptNetShakeDropForImageClassification(ShakeDropPreTrainedModel):
         features = self.adaptation(pixel_values)
         logits = self.network(features)
         loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
-        if loss is not None and self.training and self.config.adaptation == "ele":
+        if loss is not None and self.training and isinstance(self.adaptation, ELEAdaptNet):
             loss = loss + self.config.permutation_weight * permutation_penalty(self.adaptation.permutation)
             loss = loss + self.config.smoothness_weight * smoothness_penalty(features)
         return ImageClassifierOutputWithNoAttention(loss=loss, logits=logits)

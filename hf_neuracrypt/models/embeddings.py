@@ -9,11 +9,13 @@ one gives for the image.
 """
 
 import copy
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from hf_neuracrypt.alignment import Alignment
+from hf_neuracrypt.encoders.base import Encoder
 from hf_neuracrypt.encoders.blockwise import ViTBlockwise
 from hf_neuracrypt.errors import NeuraCryptError
 
@@ -48,7 +50,7 @@ def fold(model: PreTrainedModel, alignment: Alignment) -> None:
 
     The map goes into the weights of the patch embedding, the means of each position into the position embeddings.
     """
-    embeddings = model.base_model.embeddings
+    embeddings: Any = model.base_model.embeddings
     weight, positions = embeddings.patch_embeddings.projection.weight, embeddings.position_embeddings
     old = weight.detach().flatten(1)
     new = old @ alignment.to_plain.T
@@ -59,7 +61,7 @@ def fold(model: PreTrainedModel, alignment: Alignment) -> None:
 
 
 @torch.no_grad()
-def adapt(model: PreTrainedModel, encoder: ViTBlockwise) -> PreTrainedModel:
+def adapt(model: PreTrainedModel, encoder: Encoder) -> PreTrainedModel:
     """Permute the patch and position embeddings of `model`, in place, as `encoder` permutes images.
 
     Args:
@@ -84,7 +86,7 @@ def adapt(model: PreTrainedModel, encoder: ViTBlockwise) -> PreTrainedModel:
             f"the model takes images of {config.image_size} pixels in patches of {config.patch_size}, the encryption's "
             f"are {encoder.config.image_size} and {encoder.config.patch_size}"
         )
-    embeddings = model.base_model.embeddings
+    embeddings: Any = model.base_model.embeddings
     weight = embeddings.patch_embeddings.projection.weight  # (hidden, 3, P, P)
     pixels = torch.from_numpy(encoder.pixel_order).to(weight.device)
     weight.copy_(weight.flatten(1)[:, pixels].view_as(weight))

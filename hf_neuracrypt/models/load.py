@@ -4,8 +4,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForImageClassification,
@@ -24,6 +22,7 @@ from hf_neuracrypt.models.neuracrypt_vit import NeuraCryptViTConfig, NeuraCryptV
 
 
 MAX_CONFIG_BYTES = 10_000_000
+MAX_LAYERS, MAX_SIZE = 1_000, 1_000_000
 
 
 def load_model_config(model: str) -> PreTrainedConfig:
@@ -37,10 +36,22 @@ def load_model_config(model: str) -> PreTrainedConfig:
             raise NeuraCryptError(f"cannot load the model {model}: there is no such folder")
         if read_small_file(model, "config.json", "model", None, MAX_CONFIG_BYTES) is None:
             raise HubError(offline(model) or f"{model} is no model: it has no config.json")
-    try:
-        return AutoConfig.from_pretrained(model, trust_remote_code=False)
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError, StrictDataclassError) as error:
-        raise NeuraCryptError(f"cannot load the model {model}: {first_line(error)}") from None
+    with one_line(model):
+        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+        _check_bounds(config.to_dict())
+    return config
+
+
+def _check_bounds(fields: object, name: str = "") -> None:
+    """A stranger's config must not make a model of more layers or larger ones than anybody trains."""
+    if isinstance(fields, dict):
+        for key, value in fields.items():
+            _check_bounds(value, str(key))
+    elif isinstance(fields, list | tuple):
+        for value in fields[:10_000]:
+            _check_bounds(value, name)
+    elif type(fields) is int and fields > (MAX_LAYERS if "layer" in name or "depth" in name else MAX_SIZE):
+        raise ValueError(f"its config has {name} {fields}, more than any model of images needs")
 
 
 def model_records(config: PreTrainedConfig) -> list[Record]:
@@ -51,29 +62,36 @@ def model_records(config: PreTrainedConfig) -> list[Record]:
     return [Record.from_dict(record) for record in stored]
 
 
-def load_pipeline(model: str) -> ImageClassificationPipeline:
-    """The stock `pipeline("image-classification")`, from safetensors alone. Raises NeuraCryptError."""
-    with _one_line(model):
+def load_pipeline(model: str, size: int, plain: bool = False) -> ImageClassificationPipeline:
+    """The stock `pipeline("image-classification")`, from safetensors alone. Raises NeuraCryptError.
+
+    How images of `size` are read is not taken from a stranger's file: see `stock_processor`.
+    """
+    load_model_config(model)
+    with one_line(model):
         return pipeline(
-            "image-classification", model=model, trust_remote_code=False, model_kwargs={"use_safetensors": True}
-        )
+            "image-classification", model=model, image_processor=stock_processor(size, plain), trust_remote_code=False,
+            model_kwargs={"use_safetensors": True},
+        )  # fmt: skip
 
 
 def load_classifier(model: str) -> PreTrainedModel:
     """The model alone, in evaluation mode, from safetensors alone. Raises NeuraCryptError."""
-    with _one_line(model):
+    with one_line(model):
         return AutoModelForImageClassification.from_pretrained(
             model, trust_remote_code=False, use_safetensors=True
         ).eval()
 
 
 @contextmanager
-def _one_line(model: str) -> Iterator[None]:
-    """What transformers has against a model, in one line."""
+def one_line(model: str) -> Iterator[None]:
+    """Whatever goes wrong with a model that may be a stranger's, in one line. Raises NeuraCryptError."""
     try:
         yield
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
-        raise NeuraCryptError(explain(error, model) or f"cannot load the model {model}: {first_line(error)}") from None
+    except NeuraCryptError:
+        raise
+    except Exception as error:  # transformers raises whatever it stumbles over
+        raise NeuraCryptError(explain(error, model) or f"cannot use the model {model}: {first_line(error)}") from None
 
 
 def load_model(

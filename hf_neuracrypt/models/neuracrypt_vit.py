@@ -4,6 +4,8 @@ The encodings of NeuraCrypt go straight into the encoder of a ViT: there is no p
 embedding where the patches are shuffled. A pre-trained ViT gives its layers, and nothing of it helps the input.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel, ViTConfig
@@ -43,7 +45,7 @@ class NeuraCryptViTForImageClassification(PreTrainedModel):
         )
         self.layers = nn.ModuleList(ViTLayer(config) for _ in range(config.num_hidden_layers))
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels or 0)
         self.post_init()
 
     def forward(
@@ -69,7 +71,7 @@ class NeuraCryptViTForImageClassification(PreTrainedModel):
 
     def take_layers(self, vit: PreTrainedModel) -> None:
         """Copy class token, layers and last norm of a pre-trained ViT. Raises ConfigError if they have other sizes."""
-        body = vit.base_model
+        body: Any = vit.base_model
         try:
             self.layers.load_state_dict(body.layers.state_dict())
             self.layernorm.load_state_dict(body.layernorm.state_dict())

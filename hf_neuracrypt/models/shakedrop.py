@@ -107,7 +107,7 @@ class PyramidNet(nn.Module):
             )
         )
         self.norm = nn.BatchNorm2d(channels[-1])
-        self.classifier = nn.Linear(channels[-1], config.num_labels)
+        self.classifier = nn.Linear(channels[-1], config.num_labels or 0)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         h = torch.relu(self.norm(self.units(self.first(x))))
@@ -133,11 +133,11 @@ class ShakeDropPreTrainedModel(PreTrainedModel):
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
             init.zeros_(module.bias)
         elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
-            init.zeros_(module.running_mean)
-            init.ones_(module.running_var)
-            init.zeros_(module.num_batches_tracked)
+            state = module.state_dict(keep_vars=True)
+            for name in ("weight", "running_var"):
+                init.ones_(state[name])
+            for name in ("bias", "running_mean", "num_batches_tracked"):
+                init.zeros_(state[name])
 
 
 class ShakeDropForImageClassification(ShakeDropPreTrainedModel):

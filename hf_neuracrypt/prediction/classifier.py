@@ -14,7 +14,7 @@ from hf_neuracrypt.data.batches import encrypt_rows
 from hf_neuracrypt.data.record import Record
 from hf_neuracrypt.encoders.base import Encoder
 from hf_neuracrypt.errors import ConfigError, ImageError, KeyMismatchError
-from hf_neuracrypt.models.load import load_classifier, load_model_config, model_records
+from hf_neuracrypt.models.load import load_classifier, load_model_config, model_records, one_line
 
 
 Answer = list[dict[str, Any]]  # {"label": str, "score": float}, by falling score
@@ -82,12 +82,14 @@ class LocalModel:
     """A model on this machine, given what it was trained on: the same pixels as by the stock pipeline."""
 
     def __init__(self, model: str, encoder: Encoder):
-        self.model, self.stored = load_classifier(model), encoder.stored
+        self.name, self.model, self.stored = model, load_classifier(model), encoder.stored
 
     @torch.inference_mode()
     def __call__(self, stored: Sequence[Any], top_k: int) -> list[Answer]:
-        scores = self.model(pixel_values=self.stored.pixel_values(stored)).logits.float().softmax(-1)
-        best, names = scores.topk(min(top_k, scores.shape[1])), self.model.config.id2label
+        pixel_values = self.stored.pixel_values(stored)
+        with one_line(self.name):
+            scores = self.model(pixel_values=pixel_values).logits.float().softmax(-1)
+        best, names = scores.topk(min(top_k, scores.shape[1])), dict(self.model.config.id2label or {})
         return [
             [{"label": names[index], "score": score} for score, index in zip(*row)]
             for row in zip(best.values.tolist(), best.indices.tolist())

@@ -2,7 +2,8 @@
 
 Notable decisions
 - Nothing on the server is ours: any server that answers as a stock `pipeline("image-classification")` does will do.
-- What goes out is a PNG of pixels: no file name, no key id, no metadata. An access token goes to Hugging Face alone.
+- What goes out is a PNG of pixels: no file name, no key id, no metadata. An access token goes to huggingface.co alone,
+  unless it is sent on purpose: Spaces and endpoints run the code of whoever rents them.
 - What comes back is a stranger's: it is read up to a bound, and looked at before it is shown.
 """
 
@@ -18,7 +19,7 @@ from huggingface_hub import InferenceClient, get_session
 from huggingface_hub.errors import HfHubHTTPError, InferenceTimeoutError, OfflineModeIsEnabled
 
 from hf_neuracrypt.encoders.stored import Stored
-from hf_neuracrypt.errors import ConfigError, HubError, NeuraCryptError, first_line
+from hf_neuracrypt.errors import ConfigError, HubError, NeuraCryptError, first_line, printable
 from hf_neuracrypt.hub import TRANSPORT_ERROR, may_be_repository
 from hf_neuracrypt.prediction.classifier import Answer
 
@@ -26,7 +27,6 @@ from hf_neuracrypt.prediction.classifier import Answer
 TIMEOUT = 60  # seconds without a byte of an answer
 MAX_ANSWER_BYTES = 16 * 2**20
 STOCK_TOP_K = 5  # how many labels a stock pipeline gives unasked
-HUGGING_FACE = ("huggingface.co", "huggingface.cloud", "hf.space")
 ADDRESS = ("http://", "https://")
 
 
@@ -53,7 +53,7 @@ def is_in_clear(endpoint: str) -> bool:
     if parts.scheme != "http":
         return False
     try:
-        return not ipaddress.ip_address(parts.hostname).is_loopback
+        return not ipaddress.ip_address(parts.hostname or "").is_loopback
     except ValueError:
         return parts.hostname != "localhost"
 
@@ -65,6 +65,7 @@ class Endpoint:
     Args:
         address: http(s) address that takes an image by POST, or the id of a model that Hugging Face serves.
         stored: of the encoder: its ciphertexts must be images.
+        send_token: send the Hub's access token to this address, too.
 
     Raises:
         ConfigError: the scheme's ciphertexts are not images.
@@ -73,6 +74,7 @@ class Endpoint:
 
     address: str
     stored: Stored
+    send_token: bool = False
 
     def __post_init__(self) -> None:
         check_endpoint(self.address)
@@ -85,8 +87,8 @@ class Endpoint:
 
     def _ask(self, png: bytes, top_k: int) -> list[dict]:
         more = top_k > STOCK_TOP_K  # then the client wraps the image in JSON, which not every server takes
-        headers = {} if more else {"content-type": "image/png"}
-        if not self._is_hugging_face:
+        headers: dict[str, Any] = {} if more else {"content-type": "image/png"}
+        if not (self.send_token or self._is_hugging_face):
             headers["authorization"] = None  # or the client would send the Hub's token to whoever is there
         client = InferenceClient(self.address, provider="hf-inference", timeout=TIMEOUT, headers=headers)
         with _one_line(self.address), _bounded(self.address):
@@ -98,12 +100,12 @@ class Endpoint:
         if not self.address.startswith(ADDRESS):
             return True
         parts = urlsplit(self.address)
-        return parts.scheme == "https" and f".{parts.hostname}".endswith(tuple(f".{host}" for host in HUGGING_FACE))
+        return parts.scheme == "https" and f".{parts.hostname}".endswith(".huggingface.co")
 
 
 def _checked(answer: list, address: str) -> list[dict]:
     """Labels and scores by falling score. Raises HubError for anything else."""
-    entries = [(entry.get("label"), entry.get("score")) for entry in answer if isinstance(entry, dict)]
+    entries: list[Any] = [(entry.get("label"), entry.get("score")) for entry in answer if isinstance(entry, dict)]
     good = [
         {"label": label, "score": float(score)}
         for label, score in entries
@@ -167,12 +169,12 @@ def _one_line(address: str) -> Iterator[None]:
 def _explain_status(error: HfHubHTTPError, address: str) -> str:
     status = error.response.status_code
     if status == 401:
-        return f"{address} asks who you are (status 401): set HF_TOKEN; it is sent to Hugging Face's hosts alone"
+        return f"{address} asks who you are (status 401): set HF_TOKEN; it is sent to huggingface.co alone, elsewhere with --send-token"
     if status == 403:
         return f"{address} does not let you ask (status 403): use a token that may"
     if status == 404:
         return f"nothing is served at {address} (status 404): check it; a model on the Hub needs an Inference Endpoint"
     if status == 503:
         return f"{address} is still loading the model, or is overloaded (status 503): try again in a minute"
-    said = "".join(filter(str.isprintable, error.server_message or ""))[:200]
+    said = printable(error.server_message or "")[:200]
     return f"{address} refuses the image (status {status}){f': {said}' if said else ''}"

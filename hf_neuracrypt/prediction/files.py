@@ -16,7 +16,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from hf_neuracrypt.data.batches import encrypt_rows
-from hf_neuracrypt.errors import ImageError, NeuraCryptError
+from hf_neuracrypt.errors import ImageError, NeuraCryptError, printable
 from hf_neuracrypt.images import FORMATS
 from hf_neuracrypt.prediction.classifier import Classifier
 
@@ -101,7 +101,8 @@ def writer(output: Path | None, as_json: bool) -> Iterator[Show]:
             if rows is None:
                 file.write(_json(path, answer) + "\n")
             else:
-                rows.writerows([path, rank, entry["label"], entry["score"]] for rank, entry in enumerate(answer, 1))
+                named = ((rank, _cell(entry["label"]), entry["score"]) for rank, entry in enumerate(answer, 1))
+                rows.writerows([_cell(str(path)), *each] for each in named)
             file.flush()
 
         yield show
@@ -127,4 +128,9 @@ def _json(path: Path, answer: list[dict]) -> str:
 
 
 def _line(path: Path, answer: list[dict]) -> str:
-    return f"{path}: " + ", ".join(f"{entry['label']} {entry['score']:.3f}" for entry in answer)
+    return printable(f"{path}: " + ", ".join(f"{entry['label']} {entry['score']:.3f}" for entry in answer))
+
+
+def _cell(text: str) -> str:
+    """Text of a CSV file that a spreadsheet must not take for a formula."""
+    return f"'{printable(text)}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else printable(text)

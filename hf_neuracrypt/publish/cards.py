@@ -117,7 +117,7 @@ def model_card(
     repo_id: str,
     hyperparameters: Mapping[str, object],
     results: Mapping[str, float],
-    step: int,
+    step: float,
     epoch: float,
     dataset_ids: Sequence[str] = (),
     base_model: str | None = None,

@@ -214,7 +214,7 @@ class Revision:
         api, repository = self.api, self.repository
         names = [file.rfilename for file in repository.siblings or ()]
         old = [name for name in names if name.startswith("data/") and name not in self.files]
-        operations = [
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [
             *self.shards,
             *(CommitOperationAdd(name, text.encode()) for name, text in texts.items()),
             *(CommitOperationDelete(name) for name in old),

@@ -120,10 +120,9 @@ def choose_splits(
     name = TRAIN if TRAIN in data else next(iter(data))
     other = next((other for other in ("validation", "val", "test") if other in data and other != name), None)
     train, held_out = (data[name], data[other]) if other else hold_out(splits, share, seed)
-    return tuple(
-        undecoded(split.select(range(min(limit or len(split), len(split)))), splits.columns)
-        for split, limit in ((train, max_train), (held_out, max_eval))
-    )
+    chosen = ((train, max_train), (held_out, max_eval))
+    train, held_out = (split.select(range(min(limit or len(split), len(split)))) for split, limit in chosen)
+    return undecoded(train, splits.columns), undecoded(held_out, splits.columns)
 
 
 def _load_one(name: str) -> tuple[DatasetDict, list[Record], int]:
@@ -217,4 +216,4 @@ def undecoded(split: Dataset, columns: Columns) -> Dataset:
 
 def compute_accuracy(prediction: EvalPrediction) -> dict[str, float]:
     """For `Trainer`: the share of images whose highest logit is the label's."""
-    return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
+    return {"accuracy": float((np.asarray(prediction.predictions).argmax(-1) == prediction.label_ids).mean())}

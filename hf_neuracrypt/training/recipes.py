@@ -7,6 +7,7 @@ import copy
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -59,7 +60,8 @@ def optimizer_of(recipe: str, args: TrainingArguments, model: PreTrainedModel, p
     if recipe == "paper" and cls is torch.optim.SGD:
         options.setdefault("momentum", 0.9)
     if recipe == "neuracrypt" and pretrained:
-        fast, slow = [], []
+        fast: list[torch.nn.Parameter] = []
+        slow: list[torch.nn.Parameter] = []
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 (fast if "patch_embeddings" in name or name.startswith("classifier") else slow).append(parameter)
@@ -105,7 +107,10 @@ def aligned_start(
     cipher, labels = _images(split, Collator(columns, reader(records, size)), count, seed)
     plain, _ = _images(undecoded(public, public_columns), Collator(public_columns, reader([], size)), count, seed)
     found = alignment.align(cipher, plain, patch_size, seed)
-    embeddings, probed = model.base_model.embeddings, (cipher[:PROBED], labels[:PROBED])
+    if labels is None:
+        raise DatasetError("an aligned start needs labels, which decide whether the map helps")
+    body: Any = model.base_model
+    embeddings, probed = body.embeddings, (cipher[:PROBED], labels[:PROBED])
     usual, before = copy.deepcopy(embeddings.state_dict()), probe(model, *probed)
     fold(model, found)
     after, log = probe(model, *probed), logging.getLogger(__name__)

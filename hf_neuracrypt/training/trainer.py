@@ -8,9 +8,10 @@ checkpoint back whole.
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import torch
-from accelerate import FullyShardedDataParallelPlugin
+from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.constants import FSDP_MODEL_NAME
 from huggingface_hub import HfApi, get_token
 from torch.distributed.fsdp import StateDictType
@@ -49,7 +50,7 @@ class PublishingTrainer(Trainer):
         self.records, self.dataset_ids, self.base_model = list(records), list(dataset_ids), base_model
         super().__init__(*args, **options)
         if self.is_fsdp_enabled:
-            settle_sharding(self.accelerator.state.fsdp_plugin, self.model)
+            settle_sharding(self.accelerator.state.fsdp_plugin, self._stock_model)
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Make the repository: private, unless `--hub_private_repo False` says otherwise."""
@@ -58,13 +59,13 @@ class PublishingTrainer(Trainer):
             super().init_hf_repo(token, private=wanted is not False)
             if not self.is_world_process_zero():
                 return
-            if wanted is not False and not HfApi().model_info(self.hub_model_id).private:
+            if wanted is not False and not HfApi().model_info(str(self.hub_model_id)).private:
                 raise HubError(
                     f"the repository {self.hub_model_id} is public: give --hub_private_repo False to publish there, "
                     "or choose another --hub_model_id"
                 )
 
-    def create_model_card(self, **_) -> None:
+    def create_model_card(self, *_: Any, **__: Any) -> None:
         """Write our README.md into the output folder; before an upload, look at everything that would go."""
         if not self.is_world_process_zero():
             return
@@ -72,7 +73,7 @@ class PublishingTrainer(Trainer):
         results = {metric: last[f"eval_{metric}"] for metric in ("accuracy", "loss") if f"eval_{metric}" in last}
         text = model_card(
             self.records,
-            self.model.config.model_type,
+            self._stock_model.config.model_type,
             getattr(self, "hub_model_id", None) or self._repo_name,
             extract_hyperparameters_from_trainer(self),
             results,
@@ -81,7 +82,7 @@ class PublishingTrainer(Trainer):
             self.dataset_ids,
             self.base_model,
         )
-        output = Path(self.args.output_dir)
+        output = self._output
         (output / "README.md").write_text(text, encoding="utf-8")
         if self.args.push_to_hub:
             Guard(tokens=[get_token()]).check_folder(output, MODEL_FILES, NOT_UPLOADED)
@@ -110,17 +111,26 @@ class PublishingTrainer(Trainer):
     def _load_best_model(self) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             return super()._load_best_model()
-        self._load_weights(self.state.best_model_checkpoint)
+        self._load_weights(str(self.state.best_model_checkpoint))
 
     def _load_weights(self, checkpoint: str) -> None:
         """All weights of a checkpoint. transformers 5 saves a ViT's layers under the names they had in 4, but Trainer
         looks for the new ones and goes on without (transformers issue 43701); `from_pretrained` knows both."""
-        saved = type(self.model).from_pretrained(checkpoint, trust_remote_code=False, use_safetensors=True)
-        self.model.load_state_dict(saved.state_dict())
+        model = self._stock_model
+        saved = type(model).from_pretrained(checkpoint, trust_remote_code=False, use_safetensors=True)
+        model.load_state_dict(saved.state_dict())
+
+    @property
+    def _stock_model(self) -> PreTrainedModel:
+        return cast(PreTrainedModel, self.model)
 
     @property
     def _repo_name(self) -> str:
-        return self.args.hub_model_id or Path(self.args.output_dir).absolute().name
+        return self.args.hub_model_id or self._output.absolute().name
+
+    @property
+    def _output(self) -> Path:
+        return Path(str(self.args.output_dir))
 
 
 def check_output(output_dir: str, hub_token: str | None) -> None:
@@ -142,7 +152,7 @@ def find_checkpoint(args: TrainingArguments, records: Sequence[Record]) -> str |
         KeyMismatchError: it was trained on images of another key or config.
         NeuraCryptError: the output folder holds a model and nothing to continue.
     """
-    output, checkpoint = Path(args.output_dir), args.resume_from_checkpoint
+    output, checkpoint = Path(str(args.output_dir)), args.resume_from_checkpoint
     if checkpoint is None and output.is_dir():
         checkpoint = get_last_checkpoint(str(output))
         if checkpoint is None and (output / "model.safetensors").exists():

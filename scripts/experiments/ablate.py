@@ -1,182 +1,124 @@
 """What each part of the recipe is worth: the same images, steps and seeds, with one thing changed in each row.
 
-python scripts/ablate.py --dataset cifar10 --model vit-tiny/ --output model_cards/ablation.json --seeds 3
-python scripts/ablate.py --output model_cards/ablation.json --draw
+python scripts/experiments/ablate.py --dataset cifar10 --model vit-tiny/ --output model_cards/results/ablation.json
+python scripts/experiments/ablate.py --output model_cards/results/ablation.json --draw
 
-It trains on the first images of the training split and tests on the first of the test split; images 10,000 on of the
-training split (of a smaller one, the last), without labels, are the public ones of the same kind, and crops of
-scikit-image's and scikit-learn's photos those of another kind. What the file already holds is not run again. Every
-seed, and every start, draws a new key; trained models are also asked under one more key. Images stay in memory and a
-bfloat16 loop stands in for `Trainer`: one cycle of the learning rate, AdamW, the rates of the recipe. Rows with LoRA
-need `peft`. Before training, a row is probed: what a ridge regression on the frozen model's class token tells, of 600
-images; `--epochs 0` does nothing else.
+It trains on the first images of the training split and tests on the first of the test split. The public images of the
+same kind are images 10,000 on of the training split (of a smaller one, the last), without labels; those of another kind
+are squares of scikit-image's and scikit-learn's photos. What the file already holds is not run again. Every seed, and
+every start, draws a new key; trained models are also asked under one more key. Images stay in memory and a bfloat16
+loop stands in for `Trainer`: one cycle of the learning rate, AdamW, the rates of the recipe. Rows with LoRA need
+`peft`. Before training, each row is probed: how well a ridge regression on the frozen model's class token predicts the
+labels of 600 images; `--epochs 0` does nothing else.
 """
 
 import argparse
 import functools
 import json
 import statistics
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import charts
 import numpy as np
 import torch
-from PIL import Image
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from datasets import Dataset
+from fine_tune import Row, accuracy, fine_tune, to_float, with_lora
+from photos import OTHER_PHOTOS, PHOTOS, squares
+from torch import nn
 from tqdm.auto import tqdm
 
 from hf_neuracrypt import EncoderConfig, SecretKey, load_encoder
-from hf_neuracrypt.alignment import Alignment, align, fold, to_patches
+from hf_neuracrypt.alignment import Alignment, align
+from hf_neuracrypt.alignment.patches import to_patches
+from hf_neuracrypt.data.batches import encrypt_all, prepare_all
 from hf_neuracrypt.data.columns import find_columns
-from hf_neuracrypt.encoders.base import Encoder
-from hf_neuracrypt.errors import one_line_errors
-from hf_neuracrypt.images import make_views, prepare
-from hf_neuracrypt.training.recipes import EMBEDDING_FACTOR, PROBED, RECIPES, probe
 from hf_neuracrypt.data.sources import load_source
-from hf_neuracrypt.training.data import load_model
+from hf_neuracrypt.encoders.base import Encoder
+from hf_neuracrypt.errors import ImageError, one_line_errors
+from hf_neuracrypt.images import make_views
+from hf_neuracrypt.models.embeddings import fold
+from hf_neuracrypt.models.load import load_model
+from hf_neuracrypt.schemes import SchemeConfig
+from hf_neuracrypt.training.recipes import PROBED, probe
 
 
-RATE, DECAY = (RECIPES["neuracrypt"][name] for name in ("learning_rate", "weight_decay"))
-BATCH = RECIPES["neuracrypt"]["per_device_train_batch_size"]
-
-
-@dataclass(frozen=True)
-class Row:
-    """What one row of the table does differently from learning on ciphertexts by their labels alone."""
-
-    title: str
-    plain: bool = False
-    public: str | None = None  # "same" or "photos"
-    wrong_sign: bool = False  # the map gives negatives
-    cutmix: float = 0.0  # share of batches in which rectangles of whole patches come from another image
-    views: int = 1  # the owner encrypted so many versions of an image; each epoch sees another one
-    flip: bool = False  # ciphertexts are flipped: what one must not do
-    crop: bool = False  # ciphertexts are moved by up to an eighth of their side: what one must not do
-    layer_decay: float = 1.0  # a layer learns so much slower than the next
-    average: float = 0.0  # decay of the average of the weights that is tested instead of the last ones
-    frozen_epochs: int = 0  # embeddings and head alone learn first
-    lora: str | None = None  # the backbone learns by LoRA only, the patch embedding as ever ("trained"), or "frozen"
-    width: int = 768  # of the encoder
-    depth: int = 4
-
-
-ALIGNED = {"public": "same"}
+PUBLIC = 4_000  # images that an alignment is given of each side
 ROWS = [
     Row("plain images", plain=True),
     Row("labels alone"),
-    Row("aligned start", **ALIGNED),
-    Row("aligned start, five encrypted views", **ALIGNED, views=5),
+    Row("aligned start", public="same"),
+    Row("aligned start, five encrypted views", public="same", views=5),
     Row("aligned start, unrelated photos", public="photos"),
-    Row("aligned start, wrong sign", **ALIGNED, wrong_sign=True),
-    Row("aligned start, patch CutMix", **ALIGNED, cutmix=0.5),
-    Row("aligned start, layer-wise decay 0.75", **ALIGNED, layer_decay=0.75),
-    Row("aligned start, averaged weights", **ALIGNED, average=0.99),
-    Row("aligned start, embeddings first", **ALIGNED, frozen_epochs=1),
-    Row("aligned start, LoRA", **ALIGNED, lora="trained"),
+    Row("aligned start, wrong sign", public="same", wrong_sign=True),
+    Row("aligned start, patch CutMix", public="same", cutmix=0.5),
+    Row("aligned start, layer-wise decay 0.75", public="same", layer_decay=0.75),
+    Row("aligned start, averaged weights", public="same", average=0.99),
+    Row("aligned start, embeddings first", public="same", frozen_epochs=1),
+    Row("aligned start, LoRA", public="same", lora="trained"),
     Row("labels alone, LoRA", lora="trained"),
     Row("labels alone, LoRA, frozen patch embedding", lora="frozen"),
-    Row("aligned start, flipped ciphertexts", **ALIGNED, flip=True),
-    Row("aligned start, moved ciphertexts", **ALIGNED, crop=True),
+    Row("aligned start, flipped ciphertexts", public="same", flip=True),
+    Row("aligned start, moved ciphertexts", public="same", crop=True),
     Row("labels alone, depth 0", depth=0),
-    Row("aligned start, depth 0", **ALIGNED, depth=0),
+    Row("aligned start, depth 0", public="same", depth=0),
     Row("labels alone, width 256", width=256),
-    Row("aligned start, width 256", **ALIGNED, width=256),
+    Row("aligned start, width 256", public="same", width=256),
     Row("labels alone, width 2048", width=2048),
-    Row("aligned start, width 2048", **ALIGNED, width=2048),
+    Row("aligned start, width 2048", public="same", width=2048),
 ]
 
 
-def to_float(pixels: torch.Tensor) -> torch.Tensor:
-    return pixels.float().div_(127.5).sub_(1)
+def read_images(sources: Sequence[object], config: SchemeConfig) -> torch.Tensor:
+    """Plain images, prepared: uint8 (B, 3, S, S). Raises ImageError."""
+    images: list[np.ndarray] = []
+    for image in prepare_all(sources, config):
+        if isinstance(image, ImageError):
+            raise image
+        images.append(image)
+    return torch.from_numpy(np.stack(images))
 
 
-def photos(count: int, config: EncoderConfig) -> torch.Tensor:
-    """Random crops of the photos that come with two libraries, brought to 32 px and then, as CIFAR is, to the size."""
-    from skimage import data
-    from sklearn.datasets import load_sample_images
+def read_rows(rows: Dataset, config: SchemeConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    """The images of a dataset, uint8 (B, 3, S, S), and their labels, int64 (B,)."""
+    columns = find_columns(rows.features, None, None)
+    return read_images(rows[columns.image], config), torch.tensor(rows[columns.label])
 
-    names = ("astronaut", "chelsea", "coffee", "rocket", "immunohistochemistry", "retina", "hubble_deep_field")
-    sources = [getattr(data, name)() for name in names] + list(load_sample_images().images)
-    generator, crops = np.random.default_rng(0), []
-    for index in range(count):
-        source = sources[index % len(sources)]
-        side = generator.integers(64, min(source.shape[:2]) + 1)
-        top, left = (generator.integers(0, length - side + 1) for length in source.shape[:2])
-        crop = Image.fromarray(source[top : top + side, left : left + side]).resize((32, 32), Image.Resampling.BOX)
-        crops.append(prepare(crop, config))
-    return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
+
+def encrypted(encoder: Encoder, images: torch.Tensor) -> torch.Tensor:
+    return torch.from_numpy(encrypt_all(encoder.encrypt, images.numpy()))
 
 
 class Data:
     """Images in memory, uint8 (B, 3, S, S), plain and encrypted by an encoder of a width and a depth."""
 
     def __init__(self, args: argparse.Namespace, width: int, depth: int):
+        self.args, self.splits = args, load_source(args.dataset)
         self.config = EncoderConfig(image_size=args.image_size, width=width, depth=depth)
-        self.splits = load_source(args.dataset)
-        self.encoder = load_encoder(self.config, SecretKey.generate())
+        self.encoder, other = (load_encoder(self.config, SecretKey.generate()) for _ in range(2))
         self.plain, self.labels = self._read("train", 0, args.train)
         self.plain_test, self.test_labels = self._read("test", 0, args.test)
-        self.cipher, self.cipher_test = self.encrypt(self.plain), self.encrypt(self.plain_test)
-        self.other_test = self.encrypt(self.plain_test, load_encoder(self.config, SecretKey.generate()))
-        self.args = args
+        self.cipher, self.cipher_test = (encrypted(self.encoder, each) for each in (self.plain, self.plain_test))
+        self.other_test = encrypted(other, self.plain_test)
 
     def _read(self, split: str, start: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        rows = self.splits[split].select(range(start, start + count))
-        columns = find_columns(rows.features, None, None)
-        images = np.stack([prepare(image, self.config) for image in rows[columns.image]])
-        return torch.from_numpy(images).permute(0, 3, 1, 2), torch.tensor(rows[columns.label])
-
-    def encrypt(self, images: torch.Tensor, encoder: Encoder | None = None) -> torch.Tensor:
-        """Under the key of all rows, or by another encoder."""
-        return torch.cat([(encoder or self.encoder).encrypt(part) for part in images.split(64)])
+        return read_rows(self.splits[split].select(range(start, start + count)), self.config)
 
     def public(self, kind: str) -> torch.Tensor:
-        if kind == "photos":
-            return photos(4_000, self.config)
+        if kind == "photos":  # brought to 32 px and then, as CIFAR is, to the size
+            return read_images(list(squares(PUBLIC, 32, PHOTOS + OTHER_PHOTOS, smallest=64)), self.config)
         rows = len(self.splits["train"])
-        start = max(self.args.train, min(10_000, rows - 4_000))  # never one that is also encrypted
-        return self._read("train", start, min(4_000, rows - start))[0]
+        start = max(self.args.train, min(10_000, rows - PUBLIC))  # never one that is also encrypted
+        return self._read("train", start, min(PUBLIC, rows - start))[0]
 
     def versions(self, row: Row) -> list[torch.Tensor]:
         """Training images, a tensor for each epoch in turn."""
         if row.views == 1:
             return [self.plain if row.plain else self.cipher]
-        images = [make_views(image.numpy(), row.views, flip=True) for image in self.plain.permute(0, 2, 3, 1)]
-        views = torch.from_numpy(np.array(images)).permute(1, 0, 4, 2, 3)
-        return [self.cipher, *map(self.encrypt, views[1:])]
-
-
-def cutmix(images: torch.Tensor, patch: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """A rectangle of whole patches comes from another image: images, the others' order, the share that stayed."""
-    grid = images.shape[-1] // patch
-    height, width = torch.randint(1, grid - 1, (2,), generator=generator).tolist()
-    top = int(torch.randint(0, grid - height + 1, (1,), generator=generator)) * patch
-    left = int(torch.randint(0, grid - width + 1, (1,), generator=generator)) * patch
-    order = torch.randperm(len(images), generator=generator)
-    area = (..., slice(top, top + height * patch), slice(left, left + width * patch))
-    mixed = images.clone()
-    mixed[area] = images[order][area]
-    return mixed, order, 1 - height * width / grid**2
-
-
-def moved(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """A batch moved by up to an eighth of its side, what an edge leaves empty reflected."""
-    reach, size = pixels.shape[-1] // 8, pixels.shape[-1]
-    top, left = torch.randint(0, 2 * reach + 1, (2,), generator=generator).tolist()
-    padded = torch.nn.functional.pad(pixels, (reach,) * 4, mode="reflect")
-    return padded[..., top : top + size, left : left + size]
-
-
-def with_lora(model: torch.nn.Module, kind: str) -> torch.nn.Module:
-    """The model with its backbone frozen under LoRA; head and positions learn, the patch embedding if `trained`."""
-    from peft import LoraConfig, get_peft_model
-
-    model = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"]))
-    for name, parameter in model.named_parameters():
-        if "classifier" in name or "position" in name or (kind == "trained" and "patch_embeddings" in name):
-            parameter.requires_grad_(True)
-    return model
+        views = np.stack([make_views(image, row.views, flip=True) for image in self.plain.numpy()], axis=1)
+        return [self.cipher, *(encrypted(self.encoder, torch.from_numpy(each)) for each in views[1:])]
 
 
 def explained(alignment: Alignment, data: Data) -> float:
@@ -187,92 +129,31 @@ def explained(alignment: Alignment, data: Data) -> float:
     return 1 - float((guess - true).square().mean() / (true - true.mean(0)).square().mean())
 
 
-def is_embedding(name: str) -> bool:
-    return "patch_embeddings" in name or "classifier" in name
-
-
-def groups_of(model: torch.nn.Module, row: Row) -> list[dict]:
-    """What learns, and how fast: embedding and head by the recipe's factor, layers slower the lower they are."""
-    layers, groups = model.config.num_hidden_layers, {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            layer = int(name.split("layers.")[1].split(".")[0]) if "layers." in name else layers
-            rate = RATE * (EMBEDDING_FACTOR if is_embedding(name) else row.layer_decay ** (layers - layer))
-            groups.setdefault(rate, []).append(parameter)
-    return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
-
-
-def train(row: Row, data: Data, seed: int) -> dict:
+def train(row: Row, data: Data, seed: int) -> dict[str, Any]:
     """What the row starts from, accuracy after each epoch, and the last training loss."""
-    args, generator = data.args, torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     names = [str(label) for label in range(int(data.labels.max()) + 1)]
-    model, start = load_model(args.model, None, names, args.image_size, []), {}
+    model = load_model(data.args.model, None, names, data.args.image_size, [])
+    result: dict[str, Any] = {}
     if row.public:
         public = to_float(data.public(row.public))
-        alignment = align(to_float(data.cipher[:4000]), public, data.config.patch_size, seed)
+        alignment = align(to_float(data.cipher[:PUBLIC]), public, data.config.patch_size, seed)
         if row.wrong_sign:
             alignment = replace(alignment, to_plain=-alignment.to_plain)
         fold(model, alignment)
-        start["explained"] = round(explained(alignment, data), 4)
+        result["explained"] = round(explained(alignment, data), 4)
     pixels = to_float((data.plain if row.plain else data.cipher)[:PROBED])
-    start["probe"] = round(probe(model, pixels, data.labels[:PROBED]), 4)
+    result |= {"probe": round(probe(model, pixels, data.labels[:PROBED]), 4), "accuracy": [], "loss": 0.0}
     if row.lora:
         model = with_lora(model, row.lora)
-    groups = groups_of(model, row)
-    optimizer = torch.optim.AdamW(groups, weight_decay=DECAY)
-    versions, steps = data.versions(row), len(data.labels) // BATCH
-    rates = [group["lr"] for group in groups]
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, max(1, args.epochs * steps), pct_start=0.1)
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(row.average)) if row.average else None
-    backbone = [p for name, p in model.named_parameters() if not is_embedding(name) and "position" not in name]
-    backbone = [parameter for parameter in backbone if parameter.requires_grad]
-    test, accuracies, total = data.plain_test if row.plain else data.cipher_test, [], 0.0
-    for epoch in range(args.epochs):
-        for parameter in backbone:
-            parameter.requires_grad_(epoch >= row.frozen_epochs)
-        total, images = 0.0, versions[epoch % len(versions)]
-        for index in torch.randperm(len(images), generator=generator).split(BATCH)[:steps]:
-            loss = loss_of(model, to_float(images[index]), data.labels[index], row, data.config.patch_size, generator)
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            if average is not None:
-                average.update_parameters(model)
-            total += loss.item()
-        accuracies.append(accuracy(average or model, test, data.test_labels))
-    end = {} if row.plain else {"wrong_key": accuracy(average or model, data.other_test, data.test_labels)}
-    return start | {"accuracy": accuracies, "loss": round(total / steps, 4)} | end
-
-
-def loss_of(
-    model: torch.nn.Module, pixels: torch.Tensor, labels: torch.Tensor, row: Row, patch: int, generator: torch.Generator
-) -> torch.Tensor:
-    """Of one batch, after what the row does to it."""
-    other, share = None, 1.0
-    if row.flip and torch.rand(1, generator=generator) < 0.5:
-        pixels = pixels.flip(-1)
-    if row.crop:
-        pixels = moved(pixels, generator)
-    if torch.rand(1, generator=generator) < row.cutmix:
-        pixels, other, share = cutmix(pixels, patch, generator)
-    with torch.autocast("cpu", torch.bfloat16):
-        logits = model(pixel_values=pixels).logits
-        loss = torch.nn.functional.cross_entropy(logits, labels) * share
-        if other is not None:
-            loss = loss + (1 - share) * torch.nn.functional.cross_entropy(logits, labels[other])
-    return loss
-
-
-@torch.inference_mode()
-def accuracy(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
-    model.eval()
-    with torch.autocast("cpu", torch.bfloat16):
-        answers = torch.cat([model(pixel_values=to_float(part)).logits.argmax(-1) for part in images.split(100)])
-    model.train()
-    return round(float((answers == labels).float().mean()), 4)
+    tested: nn.Module = model
+    test = data.plain_test if row.plain else data.cipher_test
+    for tested, loss in fine_tune(model, data.versions(row), data.labels, epochs=data.args.epochs, row=row, seed=seed):
+        result["accuracy"].append(accuracy(tested, test, data.test_labels))
+        result["loss"] = round(loss, 4)
+    if not row.plain:
+        result["wrong_key"] = accuracy(tested, data.other_test, data.test_labels)
+    return result
 
 
 def draw(results: list[dict], path: Path) -> None:

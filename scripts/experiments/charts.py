@@ -1,13 +1,15 @@
-"""What the charts of all scripts have in common: transparent, in colours that a light and a dark page both show."""
+"""What the charts of all scripts share: transparent backgrounds, colours that are visible on light and dark pages."""
 
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 
 INK, BLUE, ORANGE = "#808890", "#3b82c4", "#e08a2b"
 
 
-def pyplot():
-    """matplotlib's, drawing into files; imported when a chart is drawn."""
+def pyplot() -> ModuleType:
+    """That of matplotlib, drawing into files; imported when a chart is drawn."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -16,7 +18,7 @@ def pyplot():
     return pyplot
 
 
-def save(figure, path: Path) -> None:
+def save(figure: Any, path: Path) -> None:
     """Ticks, frames and axis labels in INK, no background, no margin; the figure is closed."""
     for axes in figure.axes:
         axes.set_facecolor("none")

@@ -1,12 +1,12 @@
-"""The figures of the README, drawn into model_cards/. It needs the extras `audit` and `demo`.
+"""The figures of the README, drawn into model_cards/results/. It needs the extras `audit` and `demo`.
 
-python scripts/figures.py overview     # photos, their ciphertexts under two keys, and what an attacker redraws
-python scripts/figures.py schemes      # one photo under every scheme
-python scripts/figures.py throughput   # what `benchmark.py --output model_cards/throughput.json encoder` measured
+python scripts/experiments/figures.py overview     # photos, their ciphertexts under two keys, and a reconstruction
+python scripts/experiments/figures.py schemes      # one photo under every scheme
+python scripts/experiments/figures.py throughput   # what `benchmark.py encoder` measured
 
 The photos come with scikit-image and are in the public domain (NASA, SpaceX) or CC0. A picture that shows both sides of
 an encryption breaks its key, so every start makes keys of its own, in memory, and forgets them. Backgrounds are
-transparent, in colours that a light and a dark page both show. The chart of accuracies is drawn by `ablate.py --draw`.
+transparent, in colours that are visible on light and on dark pages. `ablate.py --draw` draws the chart of accuracies.
 """
 
 import argparse
@@ -15,66 +15,52 @@ from pathlib import Path
 
 import charts
 import numpy as np
-import torch
+from photos import read_photo, squares
 from PIL import Image, ImageDraw, ImageFont
-from skimage import data
 
 from hf_neuracrypt import EncoderConfig, SecretKey, load_encoder
+from hf_neuracrypt.audit.known import reconstruct
 from hf_neuracrypt.audit.pairs import Pairs, cut
-from hf_neuracrypt.audit.known import redraw
-from hf_neuracrypt.schemes import PublicConfig
+from hf_neuracrypt.data.batches import encrypt_all
 from hf_neuracrypt.errors import NeuraCryptError, one_line_errors
 from hf_neuracrypt.images import prepare
-from hf_neuracrypt.schemes import SCHEMES, make_config
+from hf_neuracrypt.schemes import SCHEMES, SchemeConfig, make_config
 
 
-OUTPUT = Path(__file__).parent.parent / "model_cards"
+OUTPUT = Path(__file__).parents[2] / "model_cards" / "results"
 GAP, LINE = 8, 18  # pixels between pictures, and of a line of text
 SHOWN = {"astronaut": (0, 90, 270), "chelsea": (0, 80, 300)}  # top, left and side of the square that is shown
 OTHERS = ("coffee", "rocket", "hubble_deep_field", "immunohistochemistry", "retina")
 KNOWN_PAIRS = 16
 
 
-def shown(name: str, config: PublicConfig) -> np.ndarray:
-    """The square of a photo, as it is encrypted: uint8 (S, S, 3)."""
+def shown(name: str, config: SchemeConfig) -> np.ndarray:
+    """The square of a photo, as it is encrypted: uint8 (3, S, S)."""
     top, left, side = SHOWN[name]
-    return prepare(getattr(data, name)()[top : top + side, left : left + side], config)
+    return prepare(read_photo(name)[top : top + side, left : left + side], config)
 
 
-def crops(count: int, config: PublicConfig) -> np.ndarray:
-    """Random squares of the other photos: uint8 (N, S, S, 3)."""
-    generator, photos, squares = np.random.default_rng(0), [getattr(data, name)() for name in OTHERS], []
-    for index in range(count):
-        photo = photos[index % len(photos)]
-        side = generator.integers(config.image_size, min(photo.shape[:2]) + 1)
-        top, left = (generator.integers(0, length - side + 1) for length in photo.shape[:2])
-        squares.append(prepare(photo[top : top + side, left : left + side], config))
-    return np.stack(squares)
+def encrypt(images: np.ndarray, config: SchemeConfig, key: SecretKey) -> np.ndarray:
+    """Ciphertexts of uint8 images (N, 3, S, S)."""
+    return encrypt_all(load_encoder(config, key).encrypt, images)
 
 
-def encrypt(images: np.ndarray, config: PublicConfig, key: SecretKey) -> np.ndarray:
-    """uint8 (N, S, S, 3) -> what the scheme makes of it; images again with colours last."""
-    encrypted = load_encoder(config, key).encrypt(torch.tensor(images).permute(0, 3, 1, 2)).numpy()
-    return encrypted if config.representation else encrypted.transpose(0, 2, 3, 1)
-
-
-def attack(encrypted: np.ndarray, known: np.ndarray, config: PublicConfig, key: SecretKey) -> np.ndarray:
+def attack(encrypted: np.ndarray, known: np.ndarray, config: SchemeConfig, key: SecretKey) -> np.ndarray:
     """What one linear map of patches, fitted on pairs of the `known` images, makes of ciphertexts."""
-    pairs = Pairs(config, known.transpose(0, 3, 1, 2), encrypt(known, config, key).transpose(0, 3, 1, 2))
-    patches = cut(encrypted.transpose(0, 3, 1, 2), pairs.tile)
-    return redraw(pairs, patches - pairs.encrypted_mean, 0)["ridge"].transpose(0, 2, 3, 1)
+    pairs = Pairs(config, known, encrypt(known, config, key))
+    return reconstruct(pairs, cut(encrypted, config.tile) - pairs.encrypted_mean, 0)["ridge"]
 
 
 def draw_overview(path: Path) -> None:
-    """A row a photo: plain, encrypted under two keys, and redrawn by somebody who knows pairs of other photos."""
+    """A row a photo: plain, encrypted under two keys, and reconstructed by an attacker with pairs of other photos."""
     config, key = EncoderConfig(image_size=160), SecretKey.generate()
     plain = np.stack([shown(name, config) for name in SHOWN])
-    encrypted = encrypt(plain, config, key)
+    encrypted, others = encrypt(plain, config, key), squares(KNOWN_PAIRS, config.image_size, OTHERS)
     columns = {
         "plain": plain,
         "encrypted": encrypted,
         "under another key": encrypt(plain, config, SecretKey.generate()),
-        f"redrawn from {KNOWN_PAIRS} pairs": attack(encrypted, crops(KNOWN_PAIRS, config), config, key),
+        f"reconstructed from {KNOWN_PAIRS} pairs": attack(encrypted, others, config, key),
     }
     rows = [
         [(title if row == 0 else "", images[row]) for title, images in columns.items()] for row in range(len(plain))
@@ -91,35 +77,38 @@ def draw_schemes(path: Path) -> None:
     for title in (*SCHEMES, *(title for title in options if title not in SCHEMES)):
         config = make_config(title.split(",")[0], {"image_size": size} | options.get(title, {}))
         encrypted = encrypt(shown("astronaut", config)[None], config, SecretKey.generate())[0]
-        cells.append((title, table(encrypted[:size, :size]) if config.representation else encrypted))
+        cells.append((title, table(encrypted[:size, :size]) if config.patch_shape else encrypted))
     grid([cells[:5], cells[5:]]).save(path, optimize=True)
 
 
 def table(numbers: np.ndarray) -> np.ndarray:
-    """float32 (rows, columns) as grey pixels, from three standard deviations below the mean to three above."""
+    """float32 (rows, columns) as grey uint8 (3, rows, columns), three standard deviations around the mean."""
     grey = ((numbers - numbers.mean()) / (6 * numbers.std()) + 0.5).clip(0, 1) * 255
-    return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=-1)
+    return np.repeat(grey.astype(np.uint8)[None], 3, axis=0)
 
 
 def grid(rows: list[list[tuple[str, np.ndarray]]]) -> Image.Image:
-    """Pictures of one size, uint8 (S, S, 3), each under its title; no pixel is scaled."""
-    size, columns = len(rows[0][0][1]), max(len(row) for row in rows)
+    """Pictures of one size, uint8 (3, S, S), each under its title; no pixel is scaled."""
+    size, columns = rows[0][0][1].shape[-1], max(len(row) for row in rows)
     heights = [size + GAP + (LINE if row[0][0] else 0) for row in rows]
     canvas = Image.new("RGBA", (columns * (size + GAP) - GAP, sum(heights) - GAP))
     pen, font, bottom = ImageDraw.Draw(canvas), ImageFont.load_default(13), 0
     for row, height in zip(rows, heights):
         for column, (title, picture) in enumerate(row):
             pen.text((column * (size + GAP), bottom), title, fill=charts.INK, font=font)
-            canvas.paste(Image.fromarray(picture), (column * (size + GAP), bottom + height - size - GAP))
+            image = Image.fromarray(np.ascontiguousarray(picture.transpose(1, 2, 0)))
+            canvas.paste(image, (column * (size + GAP), bottom + height - size - GAP))
         bottom += height
     return canvas
 
 
 def draw_throughput(path: Path) -> None:
-    """Bars of images/s: the float32 network, the exact encoder, and bare int8 products, which are its limit."""
+    """Bars of images/s: the float32 network, the exact encoder, and int8 products alone, which are its limit."""
     measured = OUTPUT / "throughput.json"
     if not measured.exists():
-        raise NeuraCryptError(f"there is no {measured}: python scripts/benchmark.py --output {measured} encoder")
+        raise NeuraCryptError(
+            f"there is no {measured}: python scripts/experiments/benchmark.py --output {measured} encoder"
+        )
     result = json.loads(measured.read_text())
     rates = result["images_per_second"] | {"int8 products alone": result["int8_limit"]["images_per_second"]}
     base, machine = rates["float32 network"], result["environment"]
@@ -141,7 +130,9 @@ FIGURES = {"overview": draw_overview, "schemes": draw_schemes, "throughput": dra
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("figures", nargs="+", choices=FIGURES)
-    parser.add_argument("--output", type=Path, default=OUTPUT, help="folder for the pictures; default: model_cards/")
+    parser.add_argument(
+        "--output", type=Path, default=OUTPUT, help="folder for the pictures; default: model_cards/results/"
+    )
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
     for name in args.figures:

@@ -1,12 +1,13 @@
 """Accuracy against leakage: every scheme, depths, widths, and options that Color-NeuraCrypt does not have.
 
-python scripts/frontier.py --dataset cifar10 --model vit-tiny/ --output model_cards/frontier.json
-python scripts/frontier.py --output model_cards/frontier.json --draw
+python scripts/experiments/frontier.py --dataset cifar10 --model vit-tiny/ --output model_cards/results/frontier.json
+python scripts/experiments/frontier.py --output model_cards/results/frontier.json --draw
 
 Leakage is what `hf-neuracrypt audit` measures, on test images of the dataset and on crops of scikit-image's photos at
-their native resolution, under a throw-away key. Accuracy is a ViT's on ciphertexts, from their labels alone, after a
-short training on the first images: it tells what an option costs, not what a scheme can reach. What the file already
-holds is not run again. The options that Color-NeuraCrypt does not have are made here, around the encoder:
+their native resolution, under a throw-away key. Accuracy is that of a ViT on ciphertexts, from their labels alone,
+after a short training on the first images: it tells what an option costs, not what a scheme can reach. Results that the
+file already holds are not measured again. The options that Color-NeuraCrypt does not have are added here, around the
+encoder:
 
 noise      a normal error on each byte of a ciphertext, new for each image
 blocks     the patches of all ciphertexts change places, alike; the attacker first solves the jigsaw
@@ -15,37 +16,35 @@ positions  the values of each plain patch change places and signs, by a key of t
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import charts
 import numpy as np
 import torch
-from ablate import BATCH, DECAY, Row, accuracy, groups_of, to_float
-from audit_photos import crops
+from ablate import Row, accuracy, fine_tune, read_rows
+from photos import crops
 from tqdm.auto import tqdm
 
 from hf_neuracrypt import SecretKey, load_encoder
 from hf_neuracrypt.audit.ciphertext import thumbnail
-from hf_neuracrypt.audit.known import GAIN_DB, REDRAWN_IMAGES, known_plaintext, quality
+from hf_neuracrypt.audit.known import GAIN_DB, hold_out, known_plaintext, quality, ridge
 from hf_neuracrypt.audit.matching import matching
-from hf_neuracrypt.audit.pairs import BLOCK_MOVING_SCHEMES, Pairs, cut, join
+from hf_neuracrypt.audit.pairs import Pairs, cut, join
 from hf_neuracrypt.audit.puzzles import candidates, jigsaw, put_back
-from hf_neuracrypt.audit.known import ridge
-from hf_neuracrypt.data.columns import find_columns
-from hf_neuracrypt.schemes import PublicConfig
-from hf_neuracrypt.errors import NeuraCryptError, one_line_errors
-from hf_neuracrypt.images import prepare
-from hf_neuracrypt.schemes import make_config
+from hf_neuracrypt.data.batches import encrypt_all
 from hf_neuracrypt.data.sources import load_source
-from hf_neuracrypt.training.data import load_model
+from hf_neuracrypt.errors import NeuraCryptError, one_line_errors
+from hf_neuracrypt.models.load import load_model
+from hf_neuracrypt.schemes import SchemeConfig, make_config
 
 
 PATCH = 16
 COUNTS = (1, 4, 16, 64)  # known pairs
 BEST_PSNR = 45  # dB, where bars end
-Encrypt = Callable[[torch.Tensor], torch.Tensor]
+Encrypt = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class Variant:
 
     title: str
     scheme: str = "color-neuracrypt"
-    options: dict = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
     noise: float = 0.0  # standard deviation, in grey levels of the ciphertext
     blocks: bool = False
     positions: bool = False
@@ -81,61 +80,65 @@ VARIANTS = [
 ]
 
 
-def make_encrypt(variant: Variant, size: int) -> tuple[PublicConfig, Encrypt, np.ndarray | None]:
+def make_encrypt(variant: Variant, size: int) -> tuple[SchemeConfig, Encrypt, np.ndarray | None]:
     """The public config, uint8 (B, 3, S, S) -> ciphertexts, and where blocks come from, under a throw-away key."""
     config = make_config(variant.scheme, {"image_size": size} | variant.options)
     encoder, generator = load_encoder(config, SecretKey.generate()), np.random.default_rng()
     count, values = (size // PATCH) ** 2, 3 * PATCH**2
-    order = generator.permutation(count) if variant.blocks else None
+    order = np.array(encoder.block_order()) if config.moves_blocks else None
+    moved = generator.permutation(count)
     moves = generator.permuted(np.tile(np.arange(values), (count, 1)), axis=1)
     signs = generator.integers(0, 2, (count, values), np.uint8) * 255
 
-    def encrypt(images: torch.Tensor) -> torch.Tensor:
+    def encrypt(images: np.ndarray) -> np.ndarray:
         if variant.plain:
             return images
         if variant.positions:
-            patches = np.take_along_axis(cut(images.numpy(), PATCH), moves[None], 2) ^ signs
-            images = torch.from_numpy(join(patches, size))
-        batches = images.split(32)
-        found = torch.cat([encoder.represent(b) if config.representation else encoder.encrypt(b) for b in batches])
+            images = join(np.take_along_axis(cut(images, PATCH), moves[None], 2) ^ signs, size)
+        found = encrypt_all(encoder.encrypt_in_place, images)
         if variant.noise:
-            noise = torch.from_numpy(generator.normal(0, variant.noise, found.shape).astype(np.float32))
-            found = (found + noise).round().clamp(0, 255).byte()
-        if order is not None:
-            found = torch.from_numpy(join(cut(found.numpy(), PATCH)[:, order], size))
-        return found
+            noise = generator.normal(0, variant.noise, found.shape).astype(np.float32)
+            found = (found + noise).round().clip(0, 255).astype(np.uint8)
+        return join(cut(found, PATCH)[:, moved], size) if variant.blocks else found
 
-    moved_by_scheme = variant.scheme in BLOCK_MOVING_SCHEMES
-    return config, encrypt, encoder.block_order(PATCH) if moved_by_scheme else order
+    return config, encrypt, moved if variant.blocks else order
 
 
-def leakage(variant: Variant, images: np.ndarray) -> dict:
-    """Figures of the audit's attacks; uint8 (N, 3, S, S)."""
+def leakage(variant: Variant, images: np.ndarray) -> dict[str, float | None]:
+    """Figures of the audit's attacks on ciphertexts of uint8 images (N, 3, S, S)."""
     config, encrypt, order = make_encrypt(variant, images.shape[-1])
-    pairs = Pairs(config, images, encrypt(torch.from_numpy(images)).numpy())
-    found = {"neighbours": jigsaw(pairs, order, 0).figures.get("neighbours")} if order is not None else {}
-    if variant.blocks:
-        pairs = _upright(pairs, put_back(pairs, 0), order)
+    pairs = Pairs(config, images, encrypt(images))
+    found: dict[str, Any] = {}
+    if order is not None:
+        found["neighbours"] = jigsaw(pairs, order, 0).figures.get("neighbours")
+    if variant.blocks and order is not None:
+        pairs = upright(pairs, put_back(pairs, 0), order)
     row, maps = thumbnail(pairs, 0)
     found["thumbnail"] = row.figures["correlation"]
-    matched, known = matching(pairs, maps, 0).figures, known_plaintext(pairs, 0)[0].figures
+    matched: Mapping[str, Any] = matching(pairs, maps, 0).figures
+    known: Mapping[str, Any] = known_plaintext(pairs, 0)[0].figures
     found |= {name: matched[name] for name in ("accuracy", "before_refinement", "chance")}
     found["mean_image_psnr"] = known["mean_image_psnr"]
     by_position = _each_position(pairs) if variant.positions else {}
     counts = [count for count in COUNTS if f"psnr_{count}" in known]
     for count in counts:
-        found[f"psnr_{count}"] = max(
-            known[f"psnr_{count}"], known.get(f"mlp_psnr_{count}", 0), by_position.get(count, 0)
-        )  # fmt: skip
+        guesses = known[f"psnr_{count}"], known.get(f"mlp_psnr_{count}", 0), by_position.get(count, 0)
+        found[f"psnr_{count}"] = max(guesses)
     enough = (count for count in counts if found[f"psnr_{count}"] >= found["mean_image_psnr"] + GAIN_DB)
     found["pairs_for_3_db"] = next(enough, None)
-    if config.scheme == "pe":
+    if not config.tile_name:  # each pixel by itself
         found["recovered"] = candidates(pairs)[0].figures["recovered"]
     return {name: round(value, 4) if isinstance(value, float) else value for name, value in found.items()}
 
 
-def _upright(pairs: Pairs, places: np.ndarray, order: np.ndarray) -> Pairs:
-    """Ciphertexts with their patches at `places`, turned and mirrored as an attacker would find out in eight trials."""
+def upright(pairs: Pairs, places: np.ndarray, order: np.ndarray) -> Pairs:
+    """Pairs with the patches of `put_back` in place, turned and mirrored as an attacker would find out in eight trials.
+
+    Args:
+        pairs: their ciphertexts are moved.
+        places: from `put_back`.
+        order: where each patch comes from, which tells the best of the eight.
+    """
     side = round(len(places) ** 0.5)
     square = places.reshape(side, side)
     turned = [np.rot90(each, turns).reshape(-1) for each in (square, square.T) for turns in range(4)]
@@ -145,8 +148,7 @@ def _upright(pairs: Pairs, places: np.ndarray, order: np.ndarray) -> Pairs:
 
 def _each_position(pairs: Pairs) -> dict[int, float]:
     """PSNR by number of pairs of a linear map for each position, which a key for each position makes necessary."""
-    order, found = np.random.default_rng(0).permutation(len(pairs)), {}
-    held_out, pool = np.split(order, [min(REDRAWN_IMAGES, len(pairs) // 4)])
+    (held_out, pool), found = hold_out(pairs, 0), {}
     unknown, truth = pairs.encrypted_centred[held_out], pairs.plain[held_out]
     for count in COUNTS[1:]:
         known = pairs.take(pool[:count])
@@ -156,53 +158,40 @@ def _each_position(pairs: Pairs) -> dict[int, float]:
             ridge(g, t, 1, 0)[0] for g, t in zip((given - middle).swapaxes(0, 1), (target - average).swapaxes(0, 1))
         ]
         patches = np.stack([(unknown - middle)[:, p] @ w for p, w in enumerate(weights)], axis=1) + average
-        redrawn = join(patches.round().clip(0, 255).astype(np.uint8), pairs.config.image_size)
-        found[count] = quality(truth, redrawn)[0]
+        guess = join(patches.round().clip(0, 255).astype(np.uint8), pairs.config.image_size)
+        found[count] = quality(truth, guess)[0]
     return found
 
 
-def learn(variant: Variant, train: tuple, test: tuple, model_name: str, epochs: int) -> float:
-    """Test accuracy of a ViT trained on ciphertexts by their labels alone; train, test: (images, labels)."""
+Labelled = tuple[torch.Tensor, torch.Tensor]  # uint8 images (B, 3, S, S), int64 labels (B,)
+
+
+def learn(variant: Variant, train: Labelled, test: Labelled, model_name: str, epochs: int) -> float:
+    """Test accuracy of a ViT trained on ciphertexts by their labels alone."""
     torch.manual_seed(0)
-    (images, labels), (queries, answers) = train, test
-    _, encrypt, _ = make_encrypt(variant, images.shape[-1])
-    images, queries = encrypt(images), encrypt(queries)
-    names = [str(label) for label in range(int(labels.max()) + 1)]
+    _, encrypt, _ = make_encrypt(variant, train[0].shape[-1])
+    images, queries = (torch.from_numpy(encrypt(side[0].numpy())) for side in (train, test))
+    names = [str(label) for label in range(int(train[1].max()) + 1)]
     model = load_model(model_name, None, names, images.shape[-1], [])
-    groups = groups_of(model, Row(variant.title))
-    optimizer = torch.optim.AdamW(groups, weight_decay=DECAY)
-    steps, rates = len(images) // BATCH, [group["lr"] for group in groups]
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, epochs * steps, pct_start=0.1)
-    for _ in tqdm(range(epochs), desc=f"Learning {variant.title}", leave=False):
-        for index in torch.randperm(len(images)).split(BATCH)[:steps]:
-            with torch.autocast("cpu", torch.bfloat16):
-                logits = model(pixel_values=to_float(images[index])).logits
-                loss = torch.nn.functional.cross_entropy(logits, labels[index])
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-    return accuracy(model, queries, answers)
+    for _ in fine_tune(model, [images], train[1], epochs=epochs, row=Row(variant.title), seed=0):
+        pass
+    return accuracy(model, queries, test[1])
 
 
-def read(name: str, split: str, count: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The first images of a split, uint8 (B, 3, S, S), and their labels."""
+def read(name: str, split: str, count: int, size: int) -> Labelled:
+    """The first images of a split."""
     rows = load_source(name)[split]
-    rows = rows.select(range(min(count, len(rows))))
-    columns, config = find_columns(rows.features, None, None), make_config("color-neuracrypt", {"image_size": size})
-    images = np.stack([prepare(image, config) for image in rows[columns.image]])
-    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.tensor(rows[columns.label])
+    return read_rows(rows.select(range(min(count, len(rows)))), make_config("color-neuracrypt", {"image_size": size}))
 
 
 def measure(args: argparse.Namespace, results: list[dict]) -> None:
-    """Add what is missing to `results`, and save after each."""
+    """Measure what `results` does not hold yet, and save after each measurement."""
     if not (args.dataset and args.model):
         raise NeuraCryptError("--dataset and --model are needed to measure")
     size, variants = args.image_size, [v for v in VARIANTS if not args.rows or v.title in args.rows]
     leaking = {"test images": read(args.dataset, "test", args.images, size)[0].numpy()}
-    leaking["photos"] = np.ascontiguousarray(crops(args.images, size).transpose(0, 3, 1, 2))
-    jobs = [(variant, images) for variant in variants for images in leaking]
+    leaking["photos"] = crops(args.images, size)
+    jobs = [(variant, what) for variant in variants for what in leaking]
     jobs += [(variant, "accuracy") for variant in variants if variant.learn and args.train]
     for variant, what in tqdm(jobs, desc="Frontier"):
         wanted = {"variant": variant.title, "what": what, "image_size": size}
@@ -211,7 +200,7 @@ def measure(args: argparse.Namespace, results: list[dict]) -> None:
             continue
         if what == "accuracy":
             sides = read(args.dataset, "train", args.train, size), read(args.dataset, "test", args.test, size)
-            found = {"test": args.test, "accuracy": round(learn(variant, *sides, args.model, args.epochs), 4)}
+            found: dict[str, Any] = {"test": args.test, "accuracy": learn(variant, *sides, args.model, args.epochs)}
         else:
             found = leakage(variant, leaking[what])
         results.append(wanted | found)
@@ -219,7 +208,7 @@ def measure(args: argparse.Namespace, results: list[dict]) -> None:
 
 
 def draw(results: list[dict], path: Path) -> None:
-    """Of photos: re-identification before and after refinement, what 16 pairs redraw, and accuracy against that."""
+    """Of photos: re-identification before and after refinement, PSNR from 16 pairs, and accuracy against PSNR."""
     accuracies = {entry["variant"]: entry["accuracy"] for entry in results if entry["what"] == "accuracy"}
     photos = {entry["variant"]: entry for entry in results if entry["what"] == "photos"}
     figure, panels = charts.pyplot().subplots(
@@ -233,11 +222,11 @@ def draw(results: list[dict], path: Path) -> None:
     for axes, names in ((panels[0], list(reversed(photos))), (panels[1], [])):
         axes.set_yticks(range(len(names)), names)
     panels[0].set_xlabel("re-identified without pairs\n(dot: before refinement)")
-    panels[1].set_xlabel(f"PSNR of photos redrawn from 16 pairs, dB\n(dot: mean image; {BEST_PSNR}: or more)")
+    panels[1].set_xlabel(f"PSNR of photos reconstructed from 16 pairs, dB\n(dot: mean image; {BEST_PSNR}: or more)")
     for title in photos.keys() & accuracies.keys() if accuracies else ():
-        place = min(photos[title]["psnr_16"], BEST_PSNR), accuracies[title]
-        panels[2].plot(*place, "o", color=charts.BLUE)
-        panels[2].annotate(f" {title}", place, color=charts.INK, fontsize=9)
+        point = min(photos[title]["psnr_16"], BEST_PSNR), accuracies[title]
+        panels[2].plot(*point, "o", color=charts.BLUE)
+        panels[2].annotate(f" {title}", point, color=charts.INK, fontsize=9)
         panels[2].set_xlim(10, BEST_PSNR + 14)  # room for a title
         panels[2].set_xlabel("PSNR from 16 pairs, dB")
         panels[2].set_ylabel("test accuracy, short training")

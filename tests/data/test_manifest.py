@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from datasets import DatasetDict, load_from_disk
 
-from hf_neuracrypt.data.manifest import MANIFEST, checksum, parse_manifest, read_manifest, to_text
 from hf_neuracrypt.data.dataset import make_plan
-from hf_neuracrypt.errors import DatasetError
+from hf_neuracrypt.data.manifest import MANIFEST, checksum, parse_manifest, read_manifest, to_text
 from hf_neuracrypt.data.record import records_of
+from hf_neuracrypt.errors import DatasetError
 from tests.helpers import SMALL, SPLITS, digests, problems
 
 

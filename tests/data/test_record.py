@@ -3,8 +3,8 @@
 import pytest
 
 from hf_neuracrypt import SecretKey
-from hf_neuracrypt.errors import KeyMismatchError
 from hf_neuracrypt.data.record import Record
+from hf_neuracrypt.errors import KeyMismatchError
 from tests.helpers import SMALL
 
 

@@ -11,8 +11,8 @@ from datasets import DatasetDict, Image, load_from_disk
 from hf_neuracrypt import cli
 from hf_neuracrypt.data import sources
 from hf_neuracrypt.data.manifest import MANIFEST
-from hf_neuracrypt.errors import DatasetError, HubError
 from hf_neuracrypt.data.sources import load_source, stored_record
+from hf_neuracrypt.errors import DatasetError, HubError
 from tests.helpers import SMALL, SMALL_FLAGS, assert_one_line_error, command, encoded, encrypt, make_dataset, write
 
 

@@ -10,34 +10,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_neuracrypt.schemes import EncoderConfig
 from hf_neuracrypt.encoders import load_encoder
 from hf_neuracrypt.encoders.color_neuracrypt import ColorNeuraCrypt, expand, pixel_shuffle, to_patches, weight_bits
+from hf_neuracrypt.encoders.kernels import Float32Kernel
 from hf_neuracrypt.encoders.reference import ColorNeuraCryptReference
 from hf_neuracrypt.errors import ImageError, NeuraCryptError
 from hf_neuracrypt.keys import SecretKey
-from tests.helpers import GOLDEN, SMALL, batch, make_images
+from hf_neuracrypt.schemes import EncoderConfig
+from tests.helpers import GOLDEN, SMALL, batch, golden_image, make_images, sha256
 
 
 CIPHERTEXTS = json.loads((GOLDEN / "ciphertexts.json").read_text())["ciphertexts"]
-
-
-def golden_image(name: str, size: int) -> np.ndarray:
-    """(size, size, 3) uint8 by integer rules alone."""
-    y, x, c = np.ogrid[:size, :size, :3]
-    if name == "black":
-        return np.zeros((size, size, 3), np.uint8)
-    if name == "white":
-        return np.full((size, size, 3), 255, np.uint8)
-    if name == "ramp":
-        return ((x * 7 + y * 3 + c * 85) % 256).astype(np.uint8)
-    assert name == "noise"
-    stream = hashlib.shake_256(b"golden noise").digest(size * size * 3)
-    return np.frombuffer(stream, np.uint8).reshape(size, size, 3)
-
-
-def sha256(tensor: torch.Tensor) -> str:
-    return hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()
 
 
 # ------------------------------------------------------------------------------------------------------- golden bytes
@@ -125,14 +108,13 @@ def test_an_image_does_not_depend_on_its_neighbours(small_encoder, seed, count, 
     assert torch.equal(small_encoder.encrypt(images[:1]), together[:1])
 
 
-def test_chunks_do_not_matter(insecure_key):
-    encoder = load_encoder(EncoderConfig(image_size=64), insecure_key)
-    images, expected = batch(make_images(13, 64)), None
-    for chunk in (13, 1, 4, 100):
-        encoder._chunk = chunk
-        encrypted = encoder.encrypt(images)
-        expected = encrypted if expected is None else expected
-        assert torch.equal(encrypted, expected)
+def test_chunks_do_not_matter(insecure_key, monkeypatch):
+    """However many values a layer holds at a time, from those of one image on."""
+    images, encrypted = batch(make_images(13, 64)), []
+    for values in (1, 4 * 16 * 768, 10**9):
+        monkeypatch.setattr(Float32Kernel, "chunk_values", values)
+        encrypted.append(ColorNeuraCrypt(EncoderConfig(image_size=64), insecure_key, kernel="float32").encrypt(images))
+    assert torch.equal(encrypted[0], encrypted[1]) and torch.equal(encrypted[0], encrypted[2])
 
 
 def test_memory_layout_and_threads_do_not_matter(insecure_key):
@@ -154,7 +136,7 @@ def test_golden_ciphertexts_on_a_gpu(name):
     for vector in CIPHERTEXTS:
         config, key = EncoderConfig.from_dict(vector["config"]), SecretKey(bytes.fromhex(vector["key"]))
         images = batch(np.stack([golden_image(each, config.image_size) for each in vector["images"]]))
-        encrypted = ColorNeuraCrypt(config, key, device="cuda", products=name).encrypt(images)
+        encrypted = ColorNeuraCrypt(config, key, device="cuda", kernel=name).encrypt(images)
         assert [sha256(image) for image in encrypted] == vector["sha256"]
 
 
@@ -202,19 +184,20 @@ def test_an_empty_batch_is_fine(small_encoder):
     assert small_encoder.encrypt(torch.zeros(0, 3, 32, 32, dtype=torch.uint8)).shape == (0, 3, 32, 32)
 
 
-def test_unknown_products_are_refused(insecure_key):
+def test_an_unknown_kernel_is_refused(insecure_key):
     with pytest.raises(NeuraCryptError, match="fused, int8, float32"):
-        ColorNeuraCrypt(SMALL, insecure_key, products="int4")
+        ColorNeuraCrypt(SMALL, insecure_key, kernel="int4")
 
 
-def test_repr_and_pickle_hold_no_key(key_file):
-    key = SecretKey.load(key_file)
-    encoder = load_encoder(SMALL, key)
+def test_repr_and_pickle_hold_no_key(tmp_path):
+    secret = hashlib.sha256(b"secret").digest()
+    SecretKey(secret).save(tmp_path / "a.key")
+    key = SecretKey.load(tmp_path / "a.key")
+    encoder, network = load_encoder(SMALL, key), expand(SMALL, key)
     pickled = pickle.dumps(encoder)
-    network = expand(SMALL, key)
-    for secret in (key._secret, network.hidden[0].weight.tobytes()[:64], network.position.tobytes()[:64]):
-        assert secret not in pickled
-    assert repr(key._secret) not in repr(encoder) and key.id in repr(encoder)
+    for part in (secret, network.hidden[0].weight.tobytes()[:64], network.position.tobytes()[:64]):
+        assert part not in pickled
+    assert repr(secret) not in repr(encoder) and key.id in repr(encoder)
     images = batch(make_images(2, 32))
     assert torch.equal(pickle.loads(pickled).encrypt(images), encoder.encrypt(images))
 
@@ -224,17 +207,12 @@ def test_repr_and_pickle_hold_no_key(key_file):
 
 def test_patches_are_in_pixel_shuffle_order():
     images = torch.randint(0, 256, (2, 3, 28, 28), dtype=torch.uint8)
-    for patch in (14,):
-        rows = to_patches(images, patch)
-        torch.testing.assert_close(
-            rows.view(2, 4, -1).transpose(1, 2).float(),
-            torch.nn.functional.unfold(images.float(), patch, stride=patch),
-        )
-        out = torch.empty_like(images)
-        pixel_shuffle(rows, patch, out)
-        assert torch.equal(out, images)
-        shuffled = torch.nn.functional.pixel_shuffle(rows.view(2, 2, 2, -1).permute(0, 3, 1, 2), patch)
-        assert torch.equal(shuffled, images)
+    rows, out = to_patches(images, 14), torch.empty_like(images)
+    unfolded = torch.nn.functional.unfold(images.float(), 14, stride=14)
+    assert torch.equal(rows.view(2, 4, -1).transpose(1, 2).float(), unfolded)
+    pixel_shuffle(rows, 14, out)
+    assert torch.equal(out, images)
+    assert torch.equal(torch.nn.functional.pixel_shuffle(rows.view(2, 2, 2, -1).permute(0, 3, 1, 2), 14), images)
 
 
 @pytest.mark.parametrize("patch, size", [(8, 64), (14, 56), (16, 64), (32, 64)])
@@ -266,9 +244,9 @@ def photos() -> torch.Tensor:
 @pytest.mark.parametrize("seed", range(3))
 def test_saturation_and_scale_on_photos(seed, photos):
     key = SecretKey(hashlib.sha256(bytes([seed])).digest())
-    encoder = ColorNeuraCrypt(EncoderConfig(), key, products="float32")
-    h = to_patches(photos.contiguous(), 16).view(torch.int8) ^ -128
-    for layer in encoder._hidden:
+    encoder = ColorNeuraCrypt(EncoderConfig(), key, kernel="float32")
+    h = to_patches(photos.contiguous(), 16)
+    for layer in encoder.layers[:-1]:
         h = layer(h)
         assert 127 / 8 < h.float().square().mean().sqrt() < 127 / 2
         assert (h == 127).float().mean() < 0.02

@@ -1,5 +1,6 @@
 """Every way to compute a layer gives the same integers, and one that does not on this machine is never chosen."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,37 +9,33 @@ import numpy as np
 import pytest
 import torch
 
-from hf_neuracrypt.schemes import EncoderConfig
 from hf_neuracrypt.encoders import kernels
 from hf_neuracrypt.encoders.color_neuracrypt import ColorNeuraCrypt, expand
-from hf_neuracrypt.encoders.kernels import PRODUCTS, Layer
-from tests.helpers import ROOT, SMALL, batch, make_images
-from tests.helpers import golden_image
+from hf_neuracrypt.encoders.kernels import KERNELS, Layer
+from hf_neuracrypt.schemes import EncoderConfig
+from tests.helpers import GOLDEN, ROOT, batch, golden_image, make_images
 
 
-def available_products() -> list[str]:
-    """Those that are exact on this machine."""
-    layer = Layer(np.full((32, 64), 127, np.int8), np.zeros(32, np.int32), 7, False)
-    h, names = torch.full((32, 64), 127, dtype=torch.int8), []
-    for name, product in PRODUCTS.items():
-        try:
-            if (product(layer, h.device)(h) == 127).all():
-                names.append(name)
-        except (RuntimeError, AttributeError):
-            continue
-    return names
+CIPHERTEXTS = json.loads((GOLDEN / "ciphertexts.json").read_text())["ciphertexts"]
 
 
-@pytest.mark.parametrize("name", PRODUCTS)
-def test_every_product_gives_the_same_bytes(name, insecure_key):
-    if name not in available_products():
-        pytest.skip(f"{name} products are not exact on this machine, so they are never chosen")
+def is_exact_here(name: str) -> bool:
+    layer = Layer(np.full((32, 64), 127, np.int8), np.zeros(32, np.int32), 7, 0, True)
+    h = torch.full((32, 64), 127, dtype=torch.uint8)
+    try:
+        return bool((KERNELS[name](layer, h.device)(h) == 127).all())
+    except (RuntimeError, AttributeError):
+        return False
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_every_kernel_gives_the_same_bytes(name, insecure_key):
+    if not is_exact_here(name):
+        pytest.skip(f"the kernel {name} is not exact on this machine, so it is never chosen")
     config = EncoderConfig(image_size=64)
-    images = batch(
-        np.concatenate([make_images(5, 64), golden_image("white", 64)[None], golden_image("black", 64)[None]])
-    )
-    expected = ColorNeuraCrypt(config, insecure_key, products="float32").encrypt(images)
-    assert torch.equal(ColorNeuraCrypt(config, insecure_key, products=name).encrypt(images), expected)
+    images = np.concatenate([make_images(5, 64), golden_image("white", 64)[None], golden_image("black", 64)[None]])
+    expected = ColorNeuraCrypt(config, insecure_key, kernel="float32").encrypt(batch(images))
+    assert torch.equal(ColorNeuraCrypt(config, insecure_key, kernel=name).encrypt(batch(images)), expected)
 
 
 @pytest.mark.parametrize("precision", ["highest", "high", "medium"])
@@ -48,7 +45,7 @@ def test_float32_products_are_exact_at_any_precision(precision, insecure_key):
     expected = ColorNeuraCrypt(EncoderConfig(), insecure_key).encrypt(images)
     try:
         torch.set_float32_matmul_precision(precision)
-        encrypted = ColorNeuraCrypt(EncoderConfig(), insecure_key, products="float32").encrypt(images)
+        encrypted = ColorNeuraCrypt(EncoderConfig(), insecure_key, kernel="float32").encrypt(images)
     finally:
         torch.set_float32_matmul_precision(before)
     assert torch.equal(encrypted, expected)
@@ -64,41 +61,33 @@ def test_bf16_inputs_lose_nothing(insecure_key):
     assert torch.equal(summed.long(), h.long() @ weight.long().t())
 
 
-@pytest.mark.parametrize("name", ["int8", "float32"])
-def test_compiled_steps_give_the_same_bytes(name, insecure_key):
-    encoder = ColorNeuraCrypt(SMALL, insecure_key, products=name, compile=True)
-    images = batch(make_images(7, 32))
-    try:
-        encrypted = encoder.encrypt(images)
-    except Exception as error:
-        pytest.skip(f"torch.compile does not work here: {type(error).__name__}")
-    assert torch.equal(encrypted, ColorNeuraCrypt(SMALL, insecure_key).encrypt(images))
-    assert torch.equal(encoder.encrypt(images[:1]), encrypted[:1])
-
-
 @pytest.mark.parametrize("isa", ["AVX2", "AVX512_CORE"])
 def test_processors_without_vnni_give_the_golden_bytes(isa):
     """Their 8-bit multiply-adds saturate; the machine's own check must keep such products away."""
     script = (
-        "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from tests.encoders.test_color_neuracrypt import *\n"
-        "from hf_neuracrypt.encoders import kernels\n"
-        "vector = next(v for v in CIPHERTEXTS if v['name'] == 'tiny')\n"
-        "test_golden_ciphertexts(vector); print(kernels.fastest('cpu'))\n"
+        "import sys\n"
+        "from hf_neuracrypt import EncoderConfig, SecretKey, load_encoder\n"
+        "from tests.helpers import batch, golden_image, sha256\n"
+        "config = EncoderConfig(**eval(sys.argv[1]))\n"
+        "encoder = load_encoder(config, SecretKey(bytes.fromhex(sys.argv[2])))\n"
+        "for name in sys.argv[3:]:\n"
+        "    print(sha256(encoder.encrypt(batch(golden_image(name, config.image_size)[None]))[0]))\n"
     )
+    vector = next(v for v in CIPHERTEXTS if v["name"] == "tiny")
     result = subprocess.run(
-        [sys.executable, "-c", script, str(ROOT)], capture_output=True, text=True, timeout=300,
-        env=os.environ | {"ONEDNN_MAX_CPU_ISA": isa, "ATEN_CPU_CAPABILITY": "avx2"},
+        [sys.executable, "-c", script, str(vector["config"]), vector["key"], *vector["images"]],
+        capture_output=True, text=True, timeout=600,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "ONEDNN_MAX_CPU_ISA": isa, "ATEN_CPU_CAPABILITY": "avx2"},
     )  # fmt: skip
-    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == vector["sha256"], result.stderr
 
 
-def test_a_saturating_product_is_never_chosen(monkeypatch):
-    class Saturating(products.Float32Product):
-        def __call__(self, h):
-            return super().__call__(h).clamp(max=126)
+def test_a_saturating_kernel_is_never_chosen(monkeypatch):
+    class Saturating(kernels.Float32Kernel):
+        def __call__(self, x):
+            return super().__call__(x).clamp(max=126)
 
-    monkeypatch.setattr(products, "PRODUCTS", {"int8": Saturating, "float32": products.Float32Product})
+    monkeypatch.setattr(kernels, "KERNELS", {"fused": Saturating, "float32": kernels.Float32Kernel})
     kernels.fastest.cache_clear()
     try:
         assert kernels.fastest("cpu") == "float32"

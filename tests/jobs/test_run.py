@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from datasets import Dataset, Image
 from hf_neuracrypt import SecretKey, load_encoder
 from hf_neuracrypt.errors import DatasetError, NeuraCryptError
 from hf_neuracrypt.jobs.run import run
-from tests.helpers import ROOT, SMALL, digests, job_of
+from tests.helpers import ROOT, SMALL, digests, job_of, wait_until
 
 
 def test_worker_processes(key_file, tmp_path):
@@ -53,14 +52,6 @@ def children_of(pid: int) -> list[int]:
             if int(stat.read_text().rpartition(")")[2].split()[1]) == pid:
                 found.append(int(stat.parent.name))
     return [child for child in found if alive(child)]
-
-
-def wait_until(happened) -> None:
-    """Wait for an event, however busy the machine is."""
-    deadline = time.monotonic() + 300
-    while not happened():
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.05)
 
 
 def test_workers_end_with_their_parent(key_file, tmp_path):

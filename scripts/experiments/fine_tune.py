@@ -1,0 +1,160 @@
+"""The training loop of the experiments, on images in memory; a `Row` says what is done differently."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.optim.lr_scheduler import OneCycleLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from transformers import PreTrainedModel
+
+from hf_neuracrypt.training.recipes import EMBEDDING_FACTOR, RECIPES
+
+
+RECIPE: dict[str, Any] = RECIPES["neuracrypt"]
+RATE, DECAY, BATCH = (RECIPE[name] for name in ("learning_rate", "weight_decay", "per_device_train_batch_size"))
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one row of a table does differently from learning on ciphertexts by their labels alone."""
+
+    title: str
+    plain: bool = False
+    public: str | None = None  # aligned with public images: of the "same" kind, or "photos"
+    wrong_sign: bool = False  # the map gives negatives
+    cutmix: float = 0.0  # share of batches in which rectangles of whole patches come from another image
+    views: int = 1  # the owner encrypted so many versions of an image; each epoch sees another one
+    flip: bool = False  # ciphertexts are flipped: what one must not do
+    crop: bool = False  # ciphertexts are moved by up to an eighth of their side: what one must not do
+    layer_decay: float = 1.0  # a layer learns so much slower than the next
+    average: float = 0.0  # decay of the average of the weights that is tested instead of the last ones
+    frozen_epochs: int = 0  # embeddings and head alone learn first
+    lora: str | None = None  # the backbone learns by LoRA only, the patch embedding as ever ("trained"), or "frozen"
+    width: int = 768  # of the encoder
+    depth: int = 4
+
+
+def fine_tune(
+    model: PreTrainedModel, versions: Sequence[torch.Tensor], labels: torch.Tensor, *, epochs: int, row: Row, seed: int
+) -> Iterator[tuple[nn.Module, float]]:
+    """The training loop of all experiments: bfloat16, AdamW, one cycle of the learning rate, in whole batches.
+
+    Args:
+        model: a ViT, trained in place.
+        versions: uint8 (B, 3, S, S), a tensor for each epoch in turn.
+        labels: int64 (B,).
+        epochs: how often each image is seen.
+        row: what is done differently.
+        seed: of the order of the images, and of what the row does to them.
+
+    Yields:
+        After each epoch, the model to test, and the mean loss of the epoch's batches.
+    """
+    generator, groups = torch.Generator().manual_seed(seed), groups_of(model, row)
+    optimizer, steps = torch.optim.AdamW(groups, weight_decay=DECAY), len(labels) // BATCH
+    rates = [group["lr"] for group in groups]
+    schedule = OneCycleLR(optimizer, rates, max(1, epochs * steps), pct_start=0.1)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(row.average)) if row.average else None
+    backbone = [p for name, p in model.named_parameters() if not is_embedding(name) and "position" not in name]
+    backbone = [parameter for parameter in backbone if parameter.requires_grad]
+    for epoch in range(epochs):
+        for parameter in backbone:
+            parameter.requires_grad_(epoch >= row.frozen_epochs)
+        images, total = versions[epoch % len(versions)], 0.0
+        for index in torch.randperm(len(images), generator=generator).split(BATCH)[:steps]:
+            loss = loss_of(model, to_float(images[index]), labels[index], row, generator)
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            if average is not None:
+                average.update_parameters(model)
+            total += loss.item()
+        yield average or model, total / steps
+
+
+def loss_of(
+    model: PreTrainedModel, pixels: torch.Tensor, labels: torch.Tensor, row: Row, generator: torch.Generator
+) -> torch.Tensor:
+    """Of one batch, after what the row does to it."""
+    other, share = None, 1.0
+    if row.flip and torch.rand(1, generator=generator) < 0.5:
+        pixels = pixels.flip(-1)
+    if row.crop:
+        pixels = moved(pixels, generator)
+    if torch.rand(1, generator=generator) < row.cutmix:
+        pixels, other, share = cutmix(pixels, model.config.patch_size, generator)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(pixel_values=pixels).logits
+        loss = cross_entropy(logits, labels) * share
+        if other is not None:
+            loss = loss + (1 - share) * cross_entropy(logits, labels[other])
+    return loss
+
+
+@torch.inference_mode()
+def accuracy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
+    """The share of uint8 images (B, 3, S, S) that the model names right."""
+    model.eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        answers = torch.cat([model(pixel_values=to_float(part)).logits.argmax(-1) for part in images.split(100)])
+    model.train()
+    return round(float((answers == labels).float().mean()), 4)
+
+
+def is_embedding(name: str) -> bool:
+    return "patch_embeddings" in name or "classifier" in name
+
+
+def groups_of(model: PreTrainedModel, row: Row) -> list[dict[str, Any]]:
+    """What learns, and how fast: embedding and head by the recipe's factor, layers slower the lower they are."""
+    layers: int = model.config.num_hidden_layers
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            layer = int(name.split("layers.")[1].split(".")[0]) if "layers." in name else layers
+            rate = RATE * (EMBEDDING_FACTOR if is_embedding(name) else row.layer_decay ** (layers - layer))
+            groups.setdefault(rate, []).append(parameter)
+    return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
+
+
+def to_float(pixels: torch.Tensor) -> torch.Tensor:
+    """uint8 -> float32 in [-1, 1]."""
+    return pixels.float().div_(127.5).sub_(1)
+
+
+def cutmix(images: torch.Tensor, patch: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """A rectangle of whole patches comes from another image: images, the others' order, the share that stayed."""
+    grid = images.shape[-1] // patch
+    height, width = torch.randint(1, grid - 1, (2,), generator=generator).tolist()
+    top = int(torch.randint(0, grid - height + 1, (1,), generator=generator)) * patch
+    left = int(torch.randint(0, grid - width + 1, (1,), generator=generator)) * patch
+    order = torch.randperm(len(images), generator=generator)
+    area = (..., slice(top, top + height * patch), slice(left, left + width * patch))
+    mixed = images.clone()
+    mixed[area] = images[order][area]
+    return mixed, order, 1 - height * width / grid**2
+
+
+def moved(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """A batch moved by up to an eighth of its side, what an edge leaves empty reflected."""
+    reach, size = pixels.shape[-1] // 8, pixels.shape[-1]
+    top, left = torch.randint(0, 2 * reach + 1, (2,), generator=generator).tolist()
+    padded = torch.nn.functional.pad(pixels, (reach,) * 4, mode="reflect")
+    return padded[..., top : top + size, left : left + size]
+
+
+def with_lora(model: PreTrainedModel, kind: str) -> PreTrainedModel:
+    """The model with its backbone frozen under LoRA; head and positions learn, the patch embedding if `trained`."""
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"]))
+    for name, parameter in model.named_parameters():
+        if "classifier" in name or "position" in name or (kind == "trained" and "patch_embeddings" in name):
+            parameter.requires_grad_(True)
+    return model
