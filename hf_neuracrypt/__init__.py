@@ -12,7 +12,8 @@ from hf_neuracrypt.errors import NeuraCryptError
 
 
 if TYPE_CHECKING:
-    from hf_neuracrypt.data.dataset import EncryptedView, encrypt_dataset
+    from hf_neuracrypt.data.dataset import encrypt_dataset
+    from hf_neuracrypt.data.view import EncryptedView
     from hf_neuracrypt.encoders import load_encoder
     from hf_neuracrypt.keys import SecretKey
     from hf_neuracrypt.prediction.classifier import Classifier
@@ -27,7 +28,7 @@ __all__ = [
 _HOMES = {
     "Classifier": "prediction.classifier",
     "EncoderConfig": "schemes",
-    "EncryptedView": "data.dataset",
+    "EncryptedView": "data.view",
     "SecretKey": "keys",
     "encrypt_dataset": "data.dataset",
     "load_encoder": "encoders",

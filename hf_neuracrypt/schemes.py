@@ -43,7 +43,7 @@ one_of, within = partial(checked, check_choice), partial(checked, check_range)
 
 @dataclass(frozen=True, kw_only=True)
 class SchemeConfig:
-    """What the configs of all schemes have in common.
+    """What the configs of all schemes have in common. Raises ConfigError naming the field and what it may be.
 
     Args:
         algorithm: scheme and version; a version never changes the bytes it produces.
@@ -58,9 +58,6 @@ class SchemeConfig:
         fits_patches: a Vision Transformer must have the same patches to learn from the ciphertexts.
         symbol_bits: of what a permutation cipher moves: 8, bytes, or 4, their halves; None: it is a random network.
         moves_blocks: blocks change places, alike in all images.
-
-    Raises:
-        ConfigError: naming the field and what it may be.
     """
 
     title: ClassVar[str]
@@ -137,11 +134,11 @@ class SchemeConfig:
     @classmethod
     def from_dict(cls, values: object) -> Self:
         """The config in `values`. Raises ConfigError for unknown, missing or unsupported fields."""
-        names = {field.name for field in dataclasses.fields(cls)}
-        if not isinstance(values, dict) or set(values) != names:
-            found = sorted(map(str, values)) if isinstance(values, dict) else type(values).__name__
-            raise ConfigError(f"an encoder config has the fields {sorted(names)}, not {found}")
-        return cls(**values)
+        names, found = {field.name for field in dataclasses.fields(cls)}, type(values).__name__
+        if isinstance(values, dict) and set(values) == names:
+            return cls(**values)
+        found = str(sorted(map(str, values))) if isinstance(values, dict) else found
+        raise ConfigError(f"an encoder config has the fields {sorted(names)}, not {found}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,11 +217,8 @@ class ViTBlockwiseConfig(SchemeConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig(SchemeConfig):
-    """What the float32 networks share; `patch_size`, `depth` and `width` are as in `EncoderConfig`.
-
-    `batch_norm` is "batch", by the statistics of the batch, as published, so that a ciphertext depends on the images
-    beside it; "frozen", by those of keyed synthetic images; or "none".
-    """
+    """What the float32 networks share. `batch_norm` "batch" is that of the original, by the statistics of the batch, so
+    that a ciphertext depends on the images beside it; "frozen" takes those of keyed synthetic images."""
 
     exact, tile_name = False, "patch_size"
     patch_size: int = within(16, low=1, high=64)
@@ -292,9 +286,14 @@ def make_config(scheme: str, options: Mapping[str, Any]) -> SchemeConfig:
 
 def config_from_dict(values: object) -> SchemeConfig:
     """The config of any scheme. Raises ConfigError for an unknown algorithm or unsupported fields."""
+    known = {config.algorithm: config for config in SCHEMES.values()}
     algorithm = values.get("algorithm") if isinstance(values, dict) else EncoderConfig.algorithm
-    for config in SCHEMES.values():
-        if config.algorithm == algorithm:
-            return config.from_dict(values)
-    known = ", ".join(config.algorithm for config in SCHEMES.values())
-    raise ConfigError(f"algorithm {algorithm!r} is not supported: choose from {known}")
+    check_choice("algorithm", algorithm, tuple(known))
+    return known[str(algorithm)].from_dict(values)
+
+
+def check_floor(config: SchemeConfig) -> None:
+    """Raises ConfigError for parameters under which a ciphertext is as good as the picture; experiments may use them."""
+    for name, least in (("num_patches", 16), ("tile", 4), ("depth", 1), ("width", 64), ("color_shuffle", True)):
+        if (value := getattr(config, name, least)) < least:
+            raise ConfigError(f"{config.scheme} with {name} {value} hides next to nothing: give {least} or more")

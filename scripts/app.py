@@ -1,9 +1,9 @@
-"""A page to try it on: pick a picture, see its ciphertext, what the model says of it, and what an attacker makes of it.
+"""A page to try it on: pick a picture, see its ciphertext, the model's answer, and an attacker's reconstruction.
 
-python scripts/demo.py                      # what `make demo` left in demo/
-python scripts/demo.py --model model/ --key-file hospital.key --examples photos/
+python scripts/app.py                      # what `make demo` left in demo/
+python scripts/app.py --model model/ --encrypted encrypted/ --key-file hospital.key --examples photos/
 
-It runs on this machine alone and is open to whoever uses this machine: they can encrypt with your key while it runs,
+It runs on this machine alone and is open to whoever uses this machine: while it runs, they can encrypt with your key,
 and pairs of picture and ciphertext are what an attack needs. Pictures are kept in a temporary folder, removed at the
 end; the key stays in the memory of this process.
 """
@@ -15,31 +15,35 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
-from tqdm.auto import tqdm
+import torch
 from transformers.utils import logging
 
-from hf_neuracrypt import SecretKey, load_encoder
-from hf_neuracrypt.prediction.files import find_images
+from hf_neuracrypt import Classifier, SecretKey, load_encoder
+from hf_neuracrypt.cli.common import load_record
+from hf_neuracrypt.data.batches import encrypt_all, prepare_all
+from hf_neuracrypt.data.record import Record
 from hf_neuracrypt.encoders.base import Encoder
 from hf_neuracrypt.errors import ImageError, NeuraCryptError, one_line_errors
 from hf_neuracrypt.images import prepare, to_png
-from hf_neuracrypt.prediction.classifier import Classifier, local_classifier
-from hf_neuracrypt.data.dataset import encrypt_prepared
+from hf_neuracrypt.prediction.files import find_images
 
 
 with one_line_errors():  # if SciPy is not installed
     from hf_neuracrypt.audit.ciphertext import thumbnail
-    from hf_neuracrypt.audit.deep import encrypt_in_place
     from hf_neuracrypt.audit.known import PAIR_COUNTS, attempts, quality
     from hf_neuracrypt.audit.pairs import Pairs
-    from hf_neuracrypt.audit.report import grey_map, patch_means
+    from hf_neuracrypt.audit.report import grey_map
+
+if TYPE_CHECKING:
+    import gradio
 
 EXAMPLES = 288  # images that the attacker's pairs are taken from
 SHOWN = 12
@@ -48,7 +52,7 @@ TOP_K = 5
 
 WARNING = """
 <div class="warning"><b>This hides pictures from people. It does not stop an attacker.</b>
-Whoever knows a few pictures together with their ciphertexts redraws the others: see <i>The attacker's view</i>.
+Whoever knows a few pictures together with their ciphertexts reconstructs the others: see <i>The attacker's view</i>.
 Labels, class balance, duplicates and the trained model are not hidden.</div>
 """
 HERE = """
@@ -92,7 +96,7 @@ class Owner:
     Args:
         classifier: the model, and the encoder of the owner's key.
         stranger: the encoder of a random key, for questions that must fail.
-        examples: prepared images, uint8 (N, S, S, 3): those to pick from come first; the attacker knows pairs of them.
+        examples: prepared images, uint8 (N, 3, S, S): the first are shown; the attacker knows pairs of them.
         encrypted: their ciphertexts, as `Pairs` has them.
     """
 
@@ -102,33 +106,32 @@ class Owner:
     encrypted: np.ndarray
 
     @classmethod
-    def of(cls, model: str, key: SecretKey, examples: Sequence[Path]) -> "Owner":
-        """Raises NeuraCryptError for a model of another key, or too few usable examples."""
-        classifier = local_classifier(model, key)
-        config = classifier.encoder.config
-        order = np.random.default_rng(0).permutation(len(examples))
-        prepared = []
-        for number in tqdm(order[:EXAMPLES], desc="Reading examples", unit=" images"):
-            try:
-                prepared.append(prepare(examples[number], config))
-            except ImageError as error:
-                tqdm.write(f"{examples[number]} is left out: {error}", sys.stderr)
+    def of(cls, model: str, key: SecretKey, record: Record, examples: Sequence[Path]) -> "Owner":
+        """Raises NeuraCryptError for a model of another key or config, or too few usable examples."""
+        encoder = load_encoder(record.config, key)
+        classifier = Classifier.from_pretrained(model, encoder, record)
+        order = np.random.default_rng(0).permutation(len(examples))[:EXAMPLES]
+        chosen, prepared = [examples[number] for number in order], []
+        for path, image in zip(chosen, prepare_all(chosen, record.config)):
+            if isinstance(image, ImageError):
+                print(f"{path} is left out: {image}", file=sys.stderr)
+            else:
+                prepared.append(image)
         if len(prepared) < FEWEST:
             raise NeuraCryptError(f"the page needs {FEWEST} example images or more, there are {len(prepared)}")
-        stranger, plain = load_encoder(config, SecretKey.generate()), np.stack(prepared)
-        encrypted = encrypt_in_place(classifier.encoder, plain.transpose(0, 3, 1, 2).copy())
-        return cls(classifier, stranger, plain, encrypted)
+        stranger, plain = load_encoder(record.config, SecretKey.generate()), np.stack(prepared)
+        return cls(classifier, stranger, plain, encrypt_all(encoder.encrypt_in_place, plain))
 
     def ask(self, image: object, wrong_key: bool) -> str:
         """The picture, its ciphertext and the model's answer, as HTML. Raises ImageError."""
         encoder = self.stranger if wrong_key else self.classifier.encoder
         plain = prepare(image, encoder.config)
-        encrypted = encrypt_prepared([plain], encoder)
-        (answer,) = self.classifier.answer(encrypted, TOP_K)
+        stored = encoder.stored.rows(encoder.encrypt(torch.from_numpy(plain[None])))
+        (encrypted,), (answer,) = encoder.stored.arrays(stored), self.classifier.answer(stored, TOP_K)
         under = "under another, random key" if wrong_key else "under your key"
         figures = [
-            _figure(plain.transpose(2, 0, 1), "Your picture", "as the encoder gets it"),
-            _figure(_visible(encrypted[0], encoder.config.image_size), "Encrypted", under),
+            _figure(plain, "Your picture", "as the encoder gets it"),
+            _figure(_visible(encrypted, encoder.config.image_size), "Encrypted", under),
         ]
         saying = "a guess: this is not the key it was trained under" if wrong_key else "it sees the ciphertext alone"
         heading = f"<figcaption>The model's answer<small>{saying}</small></figcaption>"
@@ -138,47 +141,40 @@ class Owner:
     def attack(self, image: object) -> str:
         """What attacks of the audit make of the picture's ciphertext, as HTML. Raises ImageError."""
         encoder = self.classifier.encoder
-        plain = prepare(image, encoder.config)
-        others = (self.examples != plain).any((1, 2, 3))  # no pair of what is to be redrawn
-        images = np.concatenate([self.examples[others], plain[None]]).transpose(0, 3, 1, 2)
-        own = encrypt_in_place(encoder, images[-1:].copy())
-        pairs = Pairs(encoder.config, images, np.concatenate([self.encrypted[others], own]))
-        target, size = len(images) - 1, encoder.config.image_size
-        mean = images[:target].mean(0, keepdims=True).round().astype(np.uint8)
+        plain, size = prepare(image, encoder.config), encoder.config.image_size
+        others = (self.examples != plain).any((1, 2, 3))  # no pair of the picture that is to be reconstructed
+        images = np.concatenate([self.examples[others], plain[None]])
+        own = encrypt_all(encoder.encrypt_in_place, plain[None])
+        pairs, target = Pairs(encoder.config, images, np.concatenate([self.encrypted[others], own])), len(images) - 1
         figures = [
-            _figure(images[target], "Your picture", "nobody else has it"),
-            _figure(_visible(pairs.encrypted[target], size), "Its ciphertext", "what is published"),
+            _figure(plain, "Your picture", "nobody else has it"),
+            _figure(_visible(own[0], size), "Its ciphertext", "what is published"),
             _figure(grey_map(thumbnail(pairs, 0)[1][target], size), "No pair known", "thumbnail of patches"),
         ]
         for count in [count for count in PAIR_COUNTS if count <= target]:
-            drawn = attempts(pairs, range(target - count, target), [target], 0)
-            psnr, redrawn = max(
-                ((quality(images[target:], each)[0], each) for each in drawn.values()), key=lambda x: x[0]
-            )
-            figures.append(_figure(redrawn[0], f"{count} pair{'s' * (count > 1)} known", f"PSNR {psnr:.1f} dB"))
-        baseline, _ = quality(images[target:], mean)
+            guesses = attempts(pairs, range(target - count, target), [target], 0).values()
+            psnr, best = max(((quality(images[target:], guess)[0], guess) for guess in guesses), key=lambda x: x[0])
+            figures.append(_figure(best[0], f"{count} pair{'s' * (count > 1)} known", f"PSNR {psnr:.1f} dB"))
+        baseline, _ = quality(images[target:], images[:target].mean(0, keepdims=True).round().astype(np.uint8))
         note = (
-            "<p class='note'>Redrawn by attacks of <code>hf-neuracrypt audit</code>, with pairs of other pictures of "
-            f"yours. For comparison, the mean picture: PSNR {baseline:.1f} dB. Attacks tried, not attacks possible.</p>"
+            "<p class='note'>Reconstructed by attacks of <code>hf-neuracrypt audit</code>, with pairs of your other "
+            f"pictures. For comparison, the mean picture: PSNR {baseline:.1f} dB. Other attacks may do better.</p>"
         )
         return _tiles(figures, 140) + note
 
 
-def _visible(encrypted: object, size: int) -> np.ndarray:
-    """A ciphertext as uint8 (3, S, S): an image as it is, of a patch representation the mean of each patch."""
-    array = np.asarray(encrypted)
-    if array.dtype == np.uint8:
-        return array if array.shape[0] == 3 else array.transpose(2, 0, 1)
-    return patch_means(array, size)
+def _visible(ciphertext: np.ndarray, size: int) -> np.ndarray:
+    """uint8 (3, S, S): a ciphertext that is an image as it is, of patches the mean of each."""
+    return ciphertext if ciphertext.ndim == 3 else grey_map(ciphertext, size)
 
 
 def _figure(image: np.ndarray, title: str, note: str) -> str:
     caption = f"<figcaption>{title}<small>{note}</small></figcaption>"
-    png = base64.b64encode(to_png(np.ascontiguousarray(image.transpose(1, 2, 0)))).decode()
+    png = base64.b64encode(to_png(image)).decode()
     return f"<figure><img src='data:image/png;base64,{png}' alt='{title}'>{caption}</figure>"
 
 
-def _bar(entry: dict) -> str:
+def _bar(entry: dict[str, Any]) -> str:
     share = f"{entry['score']:.0%}" if entry["score"] >= 0.005 else "below 1%"
     label = f"<b>{html.escape(entry['label'])}</b><span>{share}</span>"
     return f"<div class='bar'><i style='width: {entry['score']:.1%}'></i>{label}</div>"
@@ -188,11 +184,11 @@ def _tiles(figures: list[str], width: int) -> str:
     return f"<div class='tiles' style='--tile: {width}px'>{''.join(figures)}</div>"
 
 
-def page(owner: Owner):
+def page(owner: Owner) -> "gradio.Blocks":
     """The page, not yet served."""
     import gradio as gr
 
-    def said(function, *words) -> str:
+    def said(function: Callable[..., str], *words: object) -> str:
         try:
             return function(*words)
         except NeuraCryptError as error:
@@ -208,12 +204,12 @@ def page(owner: Owner):
         gr.HTML("<h1>Encrypted pictures, and who can read them</h1>" + WARNING)
         with gr.Row():
             with gr.Column(scale=1, min_width=260):
-                picture = gr.Image(
+                picture: Any = gr.Image(
                     type="filepath", image_mode=None, format="png", sources=["upload", "clipboard"], buttons=[],
                     label="Drop a picture", height=230, elem_id="picture",
                 )  # fmt: skip
                 picture.preprocess = lambda sent: sent and sent.path  # only `prepare` opens what may be any file
-                shown = list(owner.examples[:SHOWN])
+                shown = list(owner.examples[:SHOWN].transpose(0, 2, 3, 1))
                 gr.HTML("<div class='note'>or pick one of yours</div>")
                 examples = gr.Gallery(
                     shown, format="png", columns=4, height="auto", allow_preview=False, interactive=False, buttons=[],
@@ -227,10 +223,10 @@ def page(owner: Owner):
                     attacked = gr.HTML(attack(None), elem_id="attacked")
         gr.HTML(HERE)
 
-        private = {"api_visibility": "private", "show_progress": "minimal"}
+        private: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
 
         def pick(event: gr.SelectData) -> np.ndarray:
-            return owner.examples[event.index]
+            return shown[event.index]
 
         examples.select(pick, None, picture, **private)
         picture.change(ask, [picture, wrong_key], answer, **private).then(attack, picture, attacked, **private)
@@ -238,16 +234,21 @@ def page(owner: Owner):
     return blocks
 
 
+def interrupt(*_: object) -> NoReturn:
+    """SIGTERM ends the page as Ctrl-C does."""
+    raise KeyboardInterrupt
+
+
 @contextmanager
 def temporary_pictures() -> Iterator[None]:
     """Gradio keeps uploads in files: here, in a folder that only its owner reads and that goes with this process."""
-    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    signal.signal(signal.SIGTERM, interrupt)
     with tempfile.TemporaryDirectory(prefix="neuracrypt-page-", ignore_cleanup_errors=True) as folder:
         os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}
         yield
 
 
-def serve(blocks, port: int | None, key_file: Path) -> None:
+def serve(blocks: "gradio.Blocks", port: int | None, key_file: Path) -> None:
     """Serve the page on this machine until Ctrl-C."""
     import gradio as gr
 
@@ -268,7 +269,8 @@ def serve(blocks, port: int | None, key_file: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="demo/model", help="folder or Hub id of a model trained on encrypted images")
-    parser.add_argument("--key-file", type=Path, default=Path("demo/hospital.key"), help="the key they were under")
+    parser.add_argument("--encrypted", default="demo/encrypted", help="those images: they say how to encrypt")
+    parser.add_argument("--key-file", type=Path, default=Path("demo/hospital.key"), help="the key they are under")
     parser.add_argument("--passphrase-file", type=Path, help="whose first line opens a locked key")
     parser.add_argument("--examples", type=Path, default=Path("demo/plain/test"), help="folder of plain images")
     parser.add_argument("--port", type=int, help="default: the first free one from 7860")
@@ -279,7 +281,8 @@ def main() -> None:
     if not options.examples.is_dir():
         raise NeuraCryptError(f"there is no folder {options.examples}: run `make demo`, or give --examples")
     key = SecretKey.load(options.key_file, passphrase_file=options.passphrase_file)
-    owner = Owner.of(options.model, key, find_images([options.examples]))
+    record = load_record(options.encrypted, key, yes=False)
+    owner = Owner.of(options.model, key, record, find_images([options.examples]))
     with temporary_pictures():
         serve(page(owner), options.port, options.key_file)
 

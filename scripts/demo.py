@@ -1,6 +1,6 @@
 """The whole product on real handwritten digits, in a few minutes on a CPU: `make demo`, or
 
-python scripts/walkthrough.py --output demo/
+python scripts/demo.py --output demo/
 
 Runs the commands of the README one after the other, each shown as you would type it: keygen, encrypt, train, evaluate,
 predict. Then it prints a table and writes `picture.png`. The digits are scikit-learn's (1,797 real ones, 8 x 8 pixels);
@@ -14,13 +14,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from hf_neuracrypt.errors import NeuraCryptError, one_line_errors
 
 
 SCRIPTS = Path(__file__).parent
 TRAIN_IMAGES = 1437  # scikit-learn's order: the later digits were written by other people
-ENCODER = ["--image-size", "32", "--patch-size", "8", "--width", "256"]
+ENCODER = ["--image-size", "32", "--patch-size", "8", "--scheme-option", "width=256"]
 MODEL = {
     "model_type": "vit", "architectures": ["ViTForImageClassification"], "image_size": 32, "patch_size": 8,
     "hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 256,
@@ -57,7 +58,7 @@ def run(*command: str | Path) -> None:
 
 def train(dataset: Path, model: Path, config: Path, *flags: str) -> None:
     launch = ["--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    files = ["--dataset_name", dataset, "--config_name", config, "--output_dir", model]
+    files: list[str | Path] = ["--dataset_name", dataset, "--config_name", config, "--output_dir", model]
     run("accelerate", "launch", *launch, SCRIPTS / "train.py", *files, *RECIPE, *flags)
 
 
@@ -67,25 +68,27 @@ def evaluate(model: Path, dataset: Path, result: Path, *flags: str) -> float:
 
 
 def show_examples(output: Path, examples: list[Path]) -> None:
-    """picture.png: plain | encrypted | encrypted with the wrong key, with what the model says of each."""
-    from PIL import Image
+    """picture.png: plain | encrypted | encrypted with the wrong key, with the model's answer under each."""
+    from datasets import Dataset, Image
     from transformers import pipeline
 
-    from hf_neuracrypt import SecretKey, load_encoder
-    from hf_neuracrypt.prediction.classifier import encrypt_images, load_model_config, model_records
+    from hf_neuracrypt import SecretKey, encrypt_dataset, load_encoder
+    from hf_neuracrypt.data.manifest import read_manifest
+    from hf_neuracrypt.data.record import Record
 
-    model = str(output / "model")
-    config, names = model_records(load_model_config(model))[0].config, [str(path) for path in examples]
-    rows = {"plain": [(Image.open(path), "") for path in examples]}
-    classify = pipeline("image-classification", model=model)
+    config = Record.from_dict(read_manifest(output / "encrypted")).config
+    plain = Dataset.from_dict({"image": list(map(str, examples))}).cast_column("image", Image())
+    rows: dict[str, list[tuple[Any, str]]] = {"plain": [(image, "") for image in plain["image"]]}
+    classify = pipeline("image-classification", model=str(output / "model"))
     for title, key_file in (("encrypted", "hospital.key"), ("wrong key", "wrong.key")):
-        encrypted = encrypt_images(examples, load_encoder(config, SecretKey.load(output / key_file)), names)
+        encoder = load_encoder(config, SecretKey.load(output / key_file))
+        encrypted = list(encrypt_dataset(plain, encoder)["image"])
         answers = classify(encrypted, top_k=1)
         rows[title] = [(image, f"→ {answer[0]['label']}") for image, answer in zip(encrypted, answers)]
     draw(output / "picture.png", rows)
 
 
-def draw(picture: Path, rows: dict[str, list[tuple]]) -> None:
+def draw(picture: Path, rows: dict[str, list[tuple[Any, str]]]) -> None:
     """A grid: a titled row for each entry of `rows`, (image, caption) side by side."""
     import matplotlib
     from matplotlib import pyplot
@@ -122,7 +125,8 @@ def main() -> None:
     train(output / "encrypted", output / "model", config)
     accuracy = {"encrypted": evaluate(output / "model", output / "encrypted", output / "encrypted.json")}
     examples = [sorted((plain / "test" / str(digit)).iterdir())[0] for digit in range(8)]
-    run("hf-neuracrypt", "predict", "--model", output / "model", "--key-file", key, "--top-k", "3", *examples[:3])
+    owner = ("--encrypted", output / "encrypted", "--key-file", key)
+    run("hf-neuracrypt", "predict", "--model", output / "model", *owner, "--top-k", "3", *examples[:3])
 
     print("\nAnd what it is measured against: the same training on plain images, and queries under another key.")
     train(plain, output / "plain-model", config, "--plain")
@@ -133,12 +137,12 @@ def main() -> None:
 
     show_examples(output, examples)
     print(f"\n{'trained and asked on':<32}accuracy on 360 digits of other writers")
-    rows = {
+    titles = {
         "plain": "plain images",
         "encrypted": "encrypted images",
         "wrong key": "encrypted, queries under another key",
     }
-    for name, title in rows.items():
+    for name, title in titles.items():
         print(f"{title:<38}{accuracy[name]:.3f}")
     print(f"\n{time.perf_counter() - start:.0f} seconds. The picture: {output / 'picture.png'}")
 

@@ -13,7 +13,9 @@ import base64
 import io
 import json
 import sys
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
 
 from PIL import Image
 
@@ -21,11 +23,23 @@ from PIL import Image
 MAX_BYTES = 50_000_000
 MAX_TOP_K = 1000
 PATIENCE = 10  # seconds for a client to send what it announced
+NOT_AN_IMAGE = (
+    ValueError, LookupError, TypeError, AttributeError, OSError, RecursionError, Image.DecompressionBombError
+)  # fmt: skip
+
+
+class Server(HTTPServer):
+    """Answers one request after the other with a stock pipeline."""
+
+    def __init__(self, address: tuple[str, int], classify: Callable[..., Any]):
+        super().__init__(address, Handler)
+        self.classify = classify
 
 
 class Handler(BaseHTTPRequestHandler):
     """GET says that the server is up; POST classifies an image."""
 
+    server: Server
     timeout = PATIENCE
 
     def do_GET(self) -> None:
@@ -37,20 +51,12 @@ class Handler(BaseHTTPRequestHandler):
             return self._reply(413, {"error": f"send an image of at most {MAX_BYTES:,} bytes"})
         try:
             image, options = self._read(self.rfile.read(int(size)))
-        except (
-            ValueError,
-            LookupError,
-            TypeError,
-            AttributeError,
-            OSError,
-            RecursionError,
-            Image.DecompressionBombError,
-        ):
+        except NOT_AN_IMAGE:
             return self._reply(400, {"error": "that is no image, nor JSON with one in base64 under `inputs`"})
         self._reply(200, self.server.classify(image, **options))
 
-    def _read(self, body: bytes) -> tuple[Image.Image, dict]:
-        options = {}
+    def _read(self, body: bytes) -> tuple[Image.Image, dict[str, int]]:
+        options: dict[str, int] = {}
         if self.headers.get_content_type() == "application/json":
             asked = json.loads(body)
             body = base64.b64decode(asked["inputs"], validate=True)
@@ -78,10 +84,9 @@ def main() -> None:
 
     try:
         classify = pipeline("image-classification", model=options.model, model_kwargs={"use_safetensors": True})
-        server = HTTPServer((options.host, options.port), Handler)
+        server = Server((options.host, options.port), classify)
     except (OSError, ValueError) as error:
         sys.exit(f"error: {str(error).strip().splitlines()[0]}")
-    server.classify = classify
     print(f"Serving {options.model} at http://{options.host}:{server.server_port}", flush=True)
     try:
         server.serve_forever()

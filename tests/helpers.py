@@ -1,5 +1,6 @@
 """What tests share: images and models made in code, and the ways to run a command."""
 
+import base64
 import contextlib
 import hashlib
 import importlib
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import time
 import traceback
+import types
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -130,6 +132,18 @@ def key_id(path) -> str:
     return SecretKey.load(path).id
 
 
+def secret_of(path: Path) -> bytes:
+    """The key in a plain key file, read without the package."""
+    line = path.read_text().splitlines()[-1]
+    return base64.b32decode(line.removeprefix("NEURACRYPT-SECRET-KEY-1"))[:32]
+
+
+def leaks(secret: bytes, data: bytes) -> bool:
+    """Whether some bytes hold a key, raw or as text."""
+    forms = (secret.hex().encode(), base64.b64encode(secret)[:40], base64.b32encode(secret)[:48], repr(secret).encode())
+    return secret in data or any(form in data for form in forms)
+
+
 # ----------------------------------------------------------------------------------------------------------- commands
 
 
@@ -144,7 +158,7 @@ def command(*words: object, stdin: str | None = None, **environment: str) -> sub
     argv = [str(script or "hf-neuracrypt"), *map(str, words[1 if script else 0 :])]
     path = [str(script.parent), *sys.path] if script else list(sys.path)
     with (
-        _as_started_with(environment), _state_put_back(), mock.patch.multiple(sys, argv=argv, path=path),
+        started_with(environment), _state_put_back(), mock.patch.multiple(sys, argv=argv, path=path),
         mock.patch.object(sys, "stdin", io.StringIO(stdin or "")), _log_to(streams[1]),
         contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]),
     ):  # fmt: skip
@@ -159,7 +173,8 @@ def _status_of(script: Path | None) -> int:
         if script:
             runpy.run_path(str(script), run_name="__main__")
         else:
-            importlib.import_module("hf_neuracrypt.cli").main()
+            with mock.patch.dict(sys.modules, {"__main__": types.ModuleType("__main__")}):  # as of a console script
+                importlib.import_module("hf_neuracrypt.cli").main()
     except SystemExit as end:
         if isinstance(end.code, str):
             print(end.code, file=sys.stderr)
@@ -208,7 +223,7 @@ def _log_to(stream) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _as_started_with(environment: dict[str, str]) -> Iterator[None]:
+def started_with(environment: dict[str, str]) -> Iterator[None]:
     """`os.environ`, and what Hugging Face's libraries made of it when they were imported, with `environment` in it."""
     import datasets.config
 
@@ -217,8 +232,8 @@ def _as_started_with(environment: dict[str, str]) -> Iterator[None]:
     with mock.patch.dict(os.environ, environment), contextlib.ExitStack() as stack:
         for module, old in zip(modules, before):
             new = _imported_again(module)
-            changed = {name: value for name, value in new.items() if value != old[name]}
-            stack.enter_context(mock.patch.multiple(module, **changed))
+            for name in [name for name, value in new.items() if value != old[name]]:
+                stack.enter_context(mock.patch.object(module, name, new[name]))
         if before:
             endpoint = huggingface_hub.constants.ENDPOINT
             stack.enter_context(mock.patch.object(huggingface_hub.hf_api.api, "endpoint", endpoint))
@@ -293,9 +308,8 @@ SPLITS = {"train": make_dataset(240), "test": make_dataset(100, seed=1)}
 
 def job_of(folder, encoder, splits=None, **options) -> Job:
     splits = splits or SPLITS
-    return Job(
-        splits, make_plan(splits, encoder), folder, **({"shard_bytes": SHARD_BYTES, "source": "made in code"} | options)
-    )
+    plan = make_plan(splits, encoder, origin="made in code")
+    return Job(splits, plan, folder, **({"shard_bytes": SHARD_BYTES} | options))
 
 
 def write(folder, encoder, splits=None, **options) -> None:

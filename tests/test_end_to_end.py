@@ -194,9 +194,7 @@ def test_bad_input_to_the_scripts(walk):
 
 
 def test_no_file_that_leaves_the_owner_holds_the_key(walk):
-    key = SecretKey.load(walk / "a.key")
-    secrets = (key._secret, key._secret.hex().encode(), b"NEURACRYPT-SECRET-KEY", b"a.key")
-    for folder in ("encrypted", "model"):
-        for path in (walk / folder).rglob("*"):
-            if path.is_file():
-                assert not any(secret in path.read_bytes() for secret in secrets), path
+    secret = secret_of(walk / "a.key")
+    for path in [path for folder in ("encrypted", "model") for path in (walk / folder).rglob("*") if path.is_file()]:
+        content = path.read_bytes()
+        assert not leaks(secret, content) and b"NEURACRYPT-SECRET-KEY" not in content and b"a.key" not in content, path

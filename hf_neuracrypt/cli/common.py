@@ -65,6 +65,7 @@ def load_record(encrypted: str, key: "SecretKey", yes: bool) -> "Record":
     from hf_neuracrypt.data.manifest import MANIFEST, read_manifest
     from hf_neuracrypt.data.record import Record
     from hf_neuracrypt.data.sources import stored_record
+    from hf_neuracrypt.schemes import check_floor
 
     path = Path(encrypted)
     beside = path.name == MANIFEST and path.is_file()
@@ -72,6 +73,7 @@ def load_record(encrypted: str, key: "SecretKey", yes: bool) -> "Record":
     if record is None:
         raise DatasetError(f"{encrypted} is not encrypted: give the encrypted dataset that the model learned from")
     record.check_key(key, encrypted)
+    check_floor(record.config)
     note(f"Encrypting as {record.config.to_json()} under the key {key.id}.")
     if not path.exists() and not yes:
         question = f"These parameters come from {encrypted} on the Hub, not from your own copy. Encrypt like that?"

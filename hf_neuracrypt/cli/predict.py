@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from hf_neuracrypt.cli.common import Encrypted, KeyFile, PassphraseFile, Yes, load_key, load_record, note
-from hf_neuracrypt.errors import DatasetError, NeuraCryptError, fail
+from hf_neuracrypt.errors import NeuraCryptError, fail
 
 
 def predict(
@@ -75,6 +75,7 @@ def adapt(
     key_file: KeyFile,
     output: Annotated[Path, typer.Option(help="New folder for the adapted model.")],
     passphrase_file: PassphraseFile = None,
+    yes: Yes = False,
 ) -> None:
     """Fit a plain ViT to the ciphertexts of vit-blockwise.
 
@@ -88,14 +89,10 @@ def adapt(
     if output.exists():
         raise NeuraCryptError(f"{output} exists: choose another folder")
 
-    from hf_neuracrypt.data.sources import stored_record
     from hf_neuracrypt.encoders import load_encoder
     from hf_neuracrypt.models import embeddings, load
 
-    record = stored_record(dataset)
-    if record is None:
-        raise DatasetError(f"{dataset} is not encrypted: adapt fits a model to encrypted images")
-    record.check_key(key, dataset)
+    record = load_record(dataset, key, yes)
     config = load.load_model_config(model)
     if load.model_records(config):
         raise NeuraCryptError(f"{model} was trained on encrypted images already")

@@ -15,14 +15,14 @@ from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from datasets import Dataset, DatasetDict, DatasetInfo, Features, Image, IterableDataset, IterableDatasetDict
-from torch.utils.data import Dataset as TorchDataset
 
 from hf_neuracrypt.data.batches import encrypt_rows
 from hf_neuracrypt.data.columns import Columns, Labels, find_columns, label_names
 from hf_neuracrypt.data.record import Record, records_of
 from hf_neuracrypt.encoders.base import Encoder
-from hf_neuracrypt.errors import DatasetError, ImageError, NeuraCryptError
+from hf_neuracrypt.errors import DatasetError, ImageError
 from hf_neuracrypt.keys import SecretKey
+from hf_neuracrypt.schemes import check_floor
 
 
 # Rows of 150 kB: the writer's default of 1,000 rows would hold 150 MB.
@@ -81,68 +81,6 @@ class EncryptRows:
         if self.progress:
             self.progress(len(indices))
         return rows
-
-
-class EncryptedView(TorchDataset):
-    """A dataset whose images are encrypted whenever rows are read, for owners who train on their own machine.
-
-    Each image becomes what `encrypt_dataset` would store of it, and whatever `augment` does to the plain image before
-    (a crop, a flip) happens anew each time, which a stored ciphertext cannot have. The other columns are passed on as
-    they are. **What lies underneath stays plain**: so this is no `datasets.Dataset`, and whatever would publish or
-    store it is refused. It is picklable, for the workers of a DataLoader, if the key came from a file; what goes is the
-    file's path.
-
-    Args:
-        dataset: plain images.
-        encoder: from `load_encoder`.
-        image_column: default: the first of `image`, `img`, `pixel_values` that is there.
-        augment: a batch of rows, a dict of lists, -> the same with other plain images.
-
-    Raises:
-        DatasetError: there is no such column.
-        ImageError: an image cannot be used; it is named by its row.
-
-    Example:
-        >>> encoder = load_encoder(EncoderConfig(), SecretKey.load("hospital.key"))
-        >>> encrypted = EncryptedView(load_dataset("photos/", split="train"), encoder)
-        >>> encrypted[0]["image"]  # a PIL image; from a scheme with a patch representation, float32 (N, width)
-    """
-
-    def __init__(
-        self,
-        dataset: Dataset,
-        encoder: Encoder,
-        image_column: str | None = None,
-        augment: Callable[[dict[str, list]], dict[str, list]] | None = None,
-    ):
-        self.dataset, self.encoder, self.augment = dataset, encoder, augment
-        self.image_column = find_columns(dataset.features, image_column, None).image
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, row: int) -> dict[str, Any]:
-        return self.__getitems__([row])[0]
-
-    def __getitems__(self, rows: list[int]) -> list[dict[str, Any]]:
-        """Several rows at once, as a DataLoader asks for them."""
-        batch = self.dataset[rows]
-        batch = self.augment(batch) if self.augment else batch
-        images = encrypt_rows(self.encoder, batch[self.image_column])
-        encrypted = []
-        for place, (row, stored) in enumerate(zip(rows, images)):
-            if isinstance(stored, ImageError):
-                raise ImageError(f"row {row} cannot be encrypted: {stored}")
-            values = {name: column[place] for name, column in batch.items()}
-            encrypted.append(values | {self.image_column: self.encoder.stored.shown(stored[0])})
-        return encrypted
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith(("to_", "save_", "push_")):
-            raise NeuraCryptError(
-                f"{name} would write plain images: they are encrypted only when rows are read; use encrypt_dataset"
-            )
-        raise AttributeError(f"'EncryptedView' object has no attribute {name!r}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,6 +161,7 @@ def make_plan(
     """
     if not splits or all(isinstance(split, Dataset) and len(split) == 0 for split in splits.values()):
         raise DatasetError("the dataset is empty")
+    check_floor(encoder.config)
     for name, split in splits.items():
         if records_of(split):
             key_id = records_of(split)[0].key_id

@@ -1,5 +1,6 @@
 """What all encoders have in common: a config, a key, how ciphertexts are stored, and a check of what they are given."""
 
+import numpy as np
 import torch
 
 from hf_neuracrypt.encoders.stored import Stored, stored_as
@@ -50,6 +51,10 @@ class Encoder:
     def shuffle_order(self, image: torch.Tensor) -> list[int]:
         """Where each patch of an image's ciphertext comes from, anew for each image, uint8 (3, S, S)."""
         return list(range(self.config.num_patches))
+
+    def secrets(self) -> list[np.ndarray]:
+        """What the key becomes under this config, as secret as the key itself: the guard searches for it."""
+        return []
 
     def _check(self, images: object, method: str = "encrypt") -> None:
         size = self.config.image_size

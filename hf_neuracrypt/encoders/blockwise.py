@@ -47,6 +47,9 @@ class PermutationCipher(Encoder):
         """(index, mask) of all symbols: (3, S, S) for bytes, (2, 3, S, S) for nibbles, the low ones first."""
         raise NotImplementedError
 
+    def secrets(self) -> list[np.ndarray]:
+        return [self._index.cpu().numpy()]
+
     def encrypt(self, images: torch.Tensor) -> torch.Tensor:
         self._check(images)
         symbols = self._split(images.to(self.device))

@@ -116,6 +116,10 @@ class ColorNeuraCrypt(Encoder):
         values = GPU_CHUNK_VALUES if self.device.type == "cuda" else make.chunk_values
         self._chunk = max(1, values // (config.num_patches * max(config.width, 3 * config.patch_size**2)))
 
+    def secrets(self) -> list[np.ndarray]:
+        network = expand(self.config, self.key)
+        return [layer.weight for layer in (*network.hidden, network.projection)]
+
     @torch.inference_mode()
     def encrypt(self, images: torch.Tensor) -> torch.Tensor:
         self._check(images)

@@ -71,6 +71,9 @@ class RandomNetwork(Encoder):
         elif config.batch_norm == "frozen":
             self._frozen = self._calibrate()
 
+    def secrets(self) -> list[np.ndarray]:
+        return [weight.cpu().numpy() for weight, _ in (*self.hidden, self.projection)]
+
     @torch.no_grad()  # not inference_mode: a representation may go straight into training
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 (B, 3, S, S) -> float32 (B, N, out) on the encoder's device."""

@@ -15,6 +15,7 @@ from hf_neuracrypt.data.record import Record
 from hf_neuracrypt.encoders.base import Encoder
 from hf_neuracrypt.errors import ConfigError, ImageError, KeyMismatchError
 from hf_neuracrypt.models.load import load_classifier, load_model_config, model_records, one_line
+from hf_neuracrypt.schemes import check_floor
 
 
 Answer = list[dict[str, Any]]  # {"label": str, "score": float}, by falling score
@@ -52,6 +53,7 @@ class Classifier:
             KeyMismatchError: it was trained on plain images, or under another key or config.
             NeuraCryptError: it cannot be loaded, or its label names were sealed with another key.
         """
+        check_floor(encoder.config)
         own = model_record(model, encoder)
         names = (record or own).true_names(encoder.key)
         return cls(encoder, LocalModel(model, encoder), names)

@@ -77,7 +77,7 @@ def push_dataset(
         record.check_key(key, folder)
     if audit is not None:
         audit.check(record, checksum(manifest))
-    guard = Guard(key, [get_token()])
+    guard = Guard(key, [get_token()], record.config)
     guard.check_folder(folder, [*manifest["files"], MANIFEST], ignored=[UNFINISHED])
     api = HfApi()
     with hub_errors(repo_id), tempfile.TemporaryDirectory(prefix="neuracrypt-push-") as scratch:

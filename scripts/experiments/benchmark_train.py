@@ -5,20 +5,23 @@ import random
 import resource
 import statistics
 import time
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
-from benchmark_jobs import photos
+from benchmark_jobs import photo_rows
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
 from torch.utils.data import DataLoader
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
+from hf_neuracrypt.data.batches import encrypt_all
 from hf_neuracrypt.data.columns import Columns
-from hf_neuracrypt.schemes import EncoderConfig
 from hf_neuracrypt.encoders import load_encoder
 from hf_neuracrypt.images import prepare, to_png
 from hf_neuracrypt.keys import SecretKey
+from hf_neuracrypt.schemes import EncoderConfig
 from hf_neuracrypt.training.data import Collator, undecoded
 
 
@@ -48,41 +51,43 @@ class UsualCollator:
         return image.transpose(PILImage.Transpose.FLIP_LEFT_RIGHT) if random.random() < 0.5 else image
 
 
-def stored(pngs: list[bytes]) -> Dataset:
+def labelled(images: np.ndarray) -> Dataset:
+    """uint8 (B, 3, S, S) as PNG files with labels, not decoded."""
     features = Features({"image": Image(), "label": Value("int64")})
-    rows = {"image": [{"bytes": png, "path": None} for png in pngs], "label": [i % 10 for i in range(len(pngs))]}
-    return Dataset.from_dict(rows, features=features)
+    rows = {"image": [{"bytes": to_png(image), "path": None} for image in images]}
+    return undecoded(Dataset.from_dict(rows | {"label": [i % 10 for i in range(len(images))]}, features), COLUMNS)
 
 
-def sources(rows: int, size: int) -> dict[str, tuple[Dataset, object]]:
+def sources(rows: int, size: int) -> dict[str, tuple[Dataset, Callable[..., Any]]]:
     """The same photos three times: dataset and collator."""
-    config, plain = EncoderConfig(image_size=size), photos(rows)
-    resized = [prepare(row["image"], config) for row in plain]
+    config, photos = EncoderConfig(image_size=size), photo_rows(rows)
+    plain = np.stack([prepare(image, config) for image in photos["image"]])
     encoder = load_encoder(config, SecretKey.generate())
-    batch = torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2)
-    encrypted = torch.cat([encoder.encrypt(part) for part in batch.split(64)]).permute(0, 2, 3, 1).numpy()
-    collator = Collator(COLUMNS, size)
+    collator = Collator(COLUMNS, encoder.stored.pixel_values)
     return {
-        "ciphertext": (undecoded(stored([to_png(image) for image in encrypted]), COLUMNS), collator),
-        "resized plain PNG": (undecoded(stored([to_png(image) for image in resized]), COLUMNS), collator),
-        "usual pipeline": (plain.add_column("label", [i % 10 for i in range(rows)]), UsualCollator(size)),
+        "ciphertext": (labelled(encrypt_all(encoder.encrypt, plain)), collator),
+        "resized plain PNG": (labelled(plain), collator),
+        "usual pipeline": (photos.add_column("label", [i % 10 for i in range(rows)]), UsualCollator(size)),
     }
 
 
 class Stepper:
     """Training steps of one model on one source, with the time they waited for data."""
 
-    def __init__(self, dataset: Dataset, collator: object, model: ViTForImageClassification, args: argparse.Namespace):
+    def __init__(self, dataset: Dataset, collator: Callable[..., Any], model: ViTForImageClassification, args: Any):
         self.model, self.device = model.to(args.device), args.device
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
         on_gpu = torch.device(args.device).type == "cuda"
         workers = {"num_workers": args.workers, "persistent_workers": args.workers > 0, "pin_memory": on_gpu}
         self.loader = DataLoader(dataset, args.batch, collate_fn=collator, drop_last=True, **workers)
-        self.steps, self.waits, self.batches = [], [], iter(self.loader)
+        self.steps: list[float] = []
+        self.waits: list[float] = []
+        self.batches = iter(self.loader)
 
     def _next(self) -> dict[str, torch.Tensor]:
-        batch = next(self.batches, None)
-        if batch is None:
+        try:
+            batch = next(self.batches)
+        except StopIteration:
             self.batches = iter(self.loader)
             batch = next(self.batches)
         return {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
@@ -102,13 +107,15 @@ class Stepper:
             self.waits.append(waited)
 
 
-def train(args: argparse.Namespace) -> dict:
+def train(args: argparse.Namespace) -> dict[str, Any]:
     """Step time, samples/s and the share of time waiting for data; the sources take turns at every step."""
-    data, result = sources(max(args.rows, args.batch), args.image_size), {}
+    data = sources(max(args.rows, args.batch), args.image_size)
+    result: dict[str, Any] = {}
     print(f"{'':<32}{'step, ms':>10}{'images/s':>10}{'in data':>9}")
     for title, (width, layers, heads) in MODELS.items():
-        shape = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads}
-        config = ViTConfig(image_size=args.image_size, intermediate_size=4 * width, num_labels=10, **shape)
+        shape: dict[str, Any] = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads}
+        shape |= {"intermediate_size": 4 * width, "image_size": args.image_size, "num_labels": 10}
+        config = ViTConfig(**shape)
         steppers = {name: Stepper(*each, ViTForImageClassification(config), args) for name, each in data.items()}
         for turn in range(args.steps + 1):
             for stepper in steppers.values():

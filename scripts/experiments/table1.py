@@ -1,15 +1,15 @@
 """Rebuild the paper's table: every system, one protocol, the published figures beside.
 
-python scripts/reproduce_table1.py --output digits.json --dataset digits --budget smoke
-python scripts/reproduce_table1.py --output cifar10.json --dataset cifar10 --budget cpu --seeds 3
+python scripts/experiments/table1.py --output digits.json --dataset digits --budget smoke
+python scripts/experiments/table1.py --output cifar10.json --dataset cifar10 --budget cpu --seeds 3
 
 Budgets: `smoke` shows in a few minutes that every row runs (random weights, small models). `cpu` (4,000 images of 112
 px, hours) and `gpu` (all images, 224 px) fine-tune a pre-trained ViT-Tiny, `paper` is the published recipe with
 ViT-B/16 and the full PyramidNet, for a large GPU. Each row encrypts under a new key of its own, in front of the model
-and after any augmentation, as the originals did, and is judged after its last step; how good it would have looked had
-the step been chosen on the test set is reported apart. Another key gives the accuracy under a wrong key. "neighbours"
-is how far a ciphertext moves when its image is encrypted alone instead of in a batch, in standard deviations. What the
-output file holds already is not run again.
+and after any augmentation, as the originals did, and is judged after its last step. "best_on_test" is how good it would
+have looked had the step been chosen on the test set, "wrong_key" the accuracy under another key, and "neighbours" how
+far a ciphertext moves when its image is encrypted alone instead of in a batch, in standard deviations. Rows that the
+output file holds already are not run again.
 """
 
 import argparse
@@ -20,125 +20,77 @@ import time
 import warnings
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
 import torch
 import transformers
-from datasets import ClassLabel, Dataset, Features, Image
-from reproduce_table1_report import report
-from reproduce_table1_rows import BUDGETS, ROWS, Budget, Recipe, Row
+from datasets import Dataset
+from table1_data import HUB, Prepare, image_and_label, load_data
+from table1_report import report
+from table1_rows import BUDGETS, ROWS, Budget, Recipe, Row
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, ViTConfig, set_seed
+from transformers import (
+    PreTrainedConfig,
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    ViTConfig,
+    set_seed,
+)
 from transformers.trainer_callback import PrinterCallback
 
 from hf_neuracrypt import SecretKey, load_encoder
-from hf_neuracrypt.training.recipes import optimizer_of
-from hf_neuracrypt.models.embeddings import adapt
-from hf_neuracrypt.data.columns import find_columns
-from hf_neuracrypt.schemes import EncoderConfig
-from hf_neuracrypt.encoders.base import Encoder
-from hf_neuracrypt.errors import NeuraCryptError, one_line_errors
-from hf_neuracrypt.images import prepare, to_rgb
-from hf_neuracrypt.models import AdaptNetShakeDropConfig, ShakeDropConfig
-from hf_neuracrypt.prediction.classifier import load_model_config
 from hf_neuracrypt.data.record import Record
+from hf_neuracrypt.encoders.base import Encoder
+from hf_neuracrypt.encoders.blockwise import ViTBlockwise
+from hf_neuracrypt.errors import NeuraCryptError, one_line_errors
+from hf_neuracrypt.models import AdaptNetShakeDropConfig, ShakeDropConfig
+from hf_neuracrypt.models.embeddings import adapt
+from hf_neuracrypt.models.load import load_model, load_model_config
 from hf_neuracrypt.schemes import make_config
-from hf_neuracrypt.data.sources import load_source
-from hf_neuracrypt.training.data import compute_accuracy, load_model
+from hf_neuracrypt.training.data import compute_accuracy
+from hf_neuracrypt.training.recipes import optimizer_of
 
 
-HUB = {"cifar10": "uoft-cs/cifar10", "mnist": "ylecun/mnist"}
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DEVICE_BATCH = 128  # images a device works on at a time; larger batches are accumulated
-
-
-# ------------------------------------------------------------------------------------------------------------- data
-
-
-def load_data(name: str, source: str | None, budget: Budget) -> dict[str, Dataset]:
-    """The first rows of train and test."""
-    if name == "digits":
-        from sklearn.datasets import load_digits
-
-        pixels, labels = load_digits(return_X_y=True)
-        features = Features({"image": Image(), "label": ClassLabel(names=list("0123456789"))})
-        images = (pixels.reshape(-1, 8, 8) * 255 / 16).astype(np.uint8)
-        data = Dataset.from_dict({"image": list(images), "label": labels.tolist()}, features=features)
-        splits = {"train": data.select(range(1437)), "test": data.select(range(1437, 1797))}  # other writers
-    else:
-        splits = load_source(source or HUB[name])
-    return {
-        split: splits[split].select(range(min(count or len(splits[split]), len(splits[split]))))
-        for split, count in (("train", budget.train), ("test", budget.test))
-    }
-
-
-class Prepare:
-    """Rows of a dataset -> {"images": uint8 RGB (S, S, 3), "label"}, for `with_transform`; plain, and maybe cropped."""
-
-    def __init__(self, split: Dataset, image_size: int, augment: str = ""):
-        self.columns = find_columns(split.features, None, None)
-        self.config, self.augment = EncoderConfig(image_size=image_size, patch_size=8), augment
-
-    def __call__(self, rows: dict[str, list]) -> dict[str, list]:
-        crop = {"": lambda image: image, "resized crop": resized_crop, "shift and flip": shift_and_flip}[self.augment]
-        images = [prepare(crop(to_rgb(image)), self.config) for image in rows[self.columns.image]]
-        return {"images": images, "label": rows[self.columns.label]}
-
-
-def resized_crop(image):
-    """5 to 100 % of the area at a ratio of 3:4 to 4:3, as torchvision's RandomResizedCrop; the whole if none fits."""
-    width, height = image.size
-    for _ in range(10):
-        area, ratio = torch.rand(()) * 0.95 + 0.05, torch.exp((2 * torch.rand(()) - 1) * np.log(4 / 3))
-        w, h = (round(float((width * height * area * x) ** 0.5)) for x in (ratio, 1 / ratio))
-        if 0 < w <= width and 0 < h <= height:
-            left, top = (int(torch.randint(0, free + 1, ())) for free in (width - w, height - h))
-            return image.crop((left, top, left + w, top + h))
-    return image
-
-
-def shift_and_flip(image):
-    """Moved by up to an eighth of its sides, black outside, half of them mirrored."""
-    width, height = image.size
-    left, top = (int(torch.randint(-(side // 8), side // 8 + 1, ())) for side in image.size)
-    image = image.crop((left, top, left + width, top + height))
-    return image.transpose(0) if torch.rand(()) < 0.5 else image  # 0: left to right
-
-
-# ------------------------------------------------------------------------------------------------- encoders and models
 
 
 def encoder_of(row: Row, budget: Budget, key: SecretKey, width: int) -> Encoder | None:
     """The row's encoder at the budget's sizes, None for plain images; `width`: of the ViT's tokens."""
     if row.scheme is None:
         return None
-    sizes = {"image_size": budget.size_for(row)}
+    options = {"image_size": budget.size_for(row)} | row.options
     if row.model == "vit":
-        sizes["patch_size"] = budget.patch_size
-    if row.scheme == "neuracrypt":
-        sizes["width"] = width
+        options["patch_size"] = budget.patch_size
+    config = make_config(row.scheme, options)
+    if config.patch_shape:  # they are the tokens of the ViT
+        config = make_config(row.scheme, options | {"width": width})
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="batch_norm batch")  # the table has a column for it
-        return load_encoder(make_config(row.scheme, sizes | row.options), key, DEVICE)
+        return load_encoder(config, key, DEVICE)
 
 
-def vit_config(name: str | None, budget: Budget):
+def vit_config(name: str | None, budget: Budget) -> PreTrainedConfig:
     """The config of the ViT to fine-tune, or of a small one to train from random weights."""
     if name is None:
         return ViTConfig(
             image_size=budget.image_size, patch_size=budget.patch_size, hidden_size=64, num_hidden_layers=2,
             num_attention_heads=2, intermediate_size=256,
         )  # fmt: skip
-    config = load_model_config(name)
+    config: Any = load_model_config(name)
     if budget.original_vit:
         config.hidden_dropout_prob, config.layer_norm_eps = 0.1, 1e-6
     return config
 
 
-def new_model(row: Row, budget: Budget, name: str | None, labels: list[str], encoder: Encoder | None):
+def new_model(
+    row: Row, budget: Budget, name: str | None, labels: list[str], encoder: Encoder | None
+) -> PreTrainedModel:
     """A model for the row; of the pre-trained ViT `name` where it is a ViT."""
     if row.model == "vit":
         config = vit_config(name, budget)
@@ -152,8 +104,8 @@ def new_model(row: Row, budget: Budget, name: str | None, labels: list[str], enc
         pretrained = name if row.model == "vit" else None
         model = load_model(pretrained, folder, labels, budget.size_for(row), records)
     if row.model == "vit" and budget.original_vit:
-        nn.init.zeros_(model.classifier.weight)
-    if row.adapted:
+        nn.init.zeros_(model.get_parameter("classifier.weight"))
+    if row.adapted and isinstance(encoder, ViTBlockwise):
         adapt(model, encoder)
     return model
 
@@ -165,21 +117,17 @@ class OnCiphertexts(nn.Module):
         super().__init__()
         self.model, self.encoder = model, encoder
 
-    def forward(self, images: torch.Tensor, labels: torch.Tensor):
-        """uint8 (B, S, S, 3), int64 (B,) -> loss and logits."""
-        pixels = images.permute(0, 3, 1, 2)
+    def forward(self, images: torch.Tensor, labels: torch.Tensor) -> Any:
+        """uint8 (B, 3, S, S), int64 (B,) -> loss and logits."""
         if self.encoder is not None:
             with torch.autocast(images.device.type, enabled=False):  # float32 schemes are to stay float32
-                pixels = self.encoder.encrypt(pixels)
-        if pixels.dtype == torch.uint8:
-            pixels = pixels.float() / 127.5 - 1
-        return self.model(pixel_values=pixels, labels=labels)
+                images = self.encoder.encrypt(images)
+        if images.dtype == torch.uint8:
+            images = images.float() / 127.5 - 1
+        return self.model(pixel_values=images, labels=labels)
 
 
-# ---------------------------------------------------------------------------------------------------------- training
-
-
-def optimizer_and_schedule(recipe: Recipe, model: PreTrainedModel, pretrained: bool) -> tuple:
+def optimizer_and_schedule(recipe: Recipe, model: PreTrainedModel, pretrained: bool) -> tuple[Any, Any]:
     """SGD with momentum or AdamW, with warm-up; then tenths at the recipe's milestones, or a cosine to 0."""
     if recipe.optimizer == "sgd":
         optimizer = torch.optim.SGD(
@@ -201,17 +149,17 @@ class Progress(TrainerCallback):
     def __init__(self, bar: tqdm):
         self.bar = bar
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, *_: Any, **__: Any) -> None:
         self.bar.update()
 
 
-def run(row: Row, budget: Budget, data: dict[str, Dataset], name: str | None, seed: int, bar: tqdm) -> dict:
+def run(row: Row, budget: Budget, data: dict[str, Dataset], name: str | None, seed: int, bar: tqdm) -> dict[str, Any]:
     """Encrypt, train, test."""
-    start, recipe = time.perf_counter(), budget.recipe_for(row)
-    width, size = vit_config(name, budget).hidden_size, budget.size_for(row)
+    start, recipe, size = time.perf_counter(), budget.recipe_for(row), budget.size_for(row)
+    vit: Any = vit_config(name, budget)
     set_seed(seed)
-    encoder = encoder_of(row, budget, SecretKey.generate(), width)
-    labels = data["train"].features[find_columns(data["train"].features, None, None).label].names
+    encoder = encoder_of(row, budget, SecretKey.generate(), vit.hidden_size)
+    labels = data["train"].features[image_and_label(data["train"])[1]].names
     model = new_model(row, budget, name, labels, encoder)
     learner = OnCiphertexts(model, encoder)
     test = data["test"].with_transform(Prepare(data["test"], size))
@@ -237,23 +185,24 @@ def run(row: Row, budget: Budget, data: dict[str, Dataset], name: str | None, se
         trainer.remove_callback(PrinterCallback)
         trainer.train()
         seen = [100 * entry["eval_accuracy"] for entry in trainer.state.log_history if "eval_accuracy" in entry]
-        result = {"accuracy": seen[-1], "best_on_test": max(seen), "wrong_key": None, "neighbours": None}
+        result: dict[str, Any] = {
+            "accuracy": seen[-1],
+            "best_on_test": max(seen),
+            "wrong_key": None,
+            "neighbours": None,
+        }
         if encoder is not None:
-            result["neighbours"] = neighbours(encoder, np.stack(test[:16]["images"]))
-            learner.encoder = encoder_of(row, budget, SecretKey.generate(), width)
+            result["neighbours"] = neighbours(encoder, torch.from_numpy(np.stack(test[:16]["images"])))
+            learner.encoder = encoder_of(row, budget, SecretKey.generate(), vit.hidden_size)
             result["wrong_key"] = 100 * trainer.evaluate()["eval_accuracy"]
     return result | {"parameters": model.num_parameters(), "seconds": round(time.perf_counter() - start)}
 
 
-def neighbours(encoder: Encoder, images: np.ndarray) -> float:
+def neighbours(encoder: Encoder, images: torch.Tensor) -> float:
     """How far ciphertexts of images encrypted alone are from those in a batch, in standard deviations of the latter."""
-    images = torch.from_numpy(images).permute(0, 3, 1, 2)
     together = encoder.encrypt(images).float()
     alone = torch.cat([encoder.encrypt(image[None]) for image in images]).float()
     return float((alone - together).square().mean().sqrt() / together.std())
-
-
-# --------------------------------------------------------------------------------------------------------------- main
 
 
 def new_table(dataset: str, budget: str, model: str | None) -> dict:

@@ -5,7 +5,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import charts
-from reproduce_table1_rows import ROWS
+from table1_rows import ROWS, Row
 
 
 COLUMNS = {
@@ -59,7 +59,7 @@ def steps(recipe: dict) -> str:
     return f"{recipe['steps']:,} steps of {recipe['batch_size']} images with {recipe['optimizer']}"
 
 
-def model_of(row, settings: dict) -> str:
+def model_of(row: Row, settings: dict) -> str:
     """What the row trains, as a reader calls it."""
     shakedrop = f"ShakeDrop-{settings['pyramid']['depth']}"
     vit = "ViT, adapted with the key" if row.adapted else "ViT"
@@ -67,19 +67,20 @@ def model_of(row, settings: dict) -> str:
 
 
 def figure(values: list[float | None], digits: int) -> str:
-    """The mean, and the deviation where there are several seeds."""
-    if None in values:
+    """The mean, and the deviation where there are several seeds; nothing if a seed has no value."""
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
         return ""
-    deviation = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{mean(values):.{digits}f}{deviation}"
+    deviation = f" ± {stdev(known):.{digits}f}" if len(known) > 1 else ""
+    return f"{mean(known):.{digits}f}{deviation}"
 
 
 def order(dataset: str, results: dict[str, list[dict]]) -> list[str]:
     """Sentences: which pairs of rows stand in another order than the published figures."""
-    known = [name for name in results if dataset in ROWS[name].published]
-    pairs = [sorted(pair, key=lambda name: ROWS[name].published[dataset]) for pair in combinations(known, 2)]
-    pairs = [(low, high) for low, high in pairs if ROWS[low].published[dataset] < ROWS[high].published[dataset]]
-    here = {name: mean(run["accuracy"] for run in results[name]) for name in known}
+    published = {name: ROWS[name].published[dataset] for name in results if dataset in ROWS[name].published}
+    pairs = [sorted(pair, key=published.__getitem__) for pair in combinations(published, 2)]
+    pairs = [[low, high] for low, high in pairs if published[low] < published[high]]
+    here = {name: mean(run["accuracy"] for run in results[name]) for name in published}
     turned = [
         f"{low} {here[low]:.1f} is above {high} {here[high]:.1f}" for low, high in pairs if here[low] >= here[high]
     ]

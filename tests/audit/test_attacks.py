@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 
 from hf_neuracrypt.audit import deep
 from hf_neuracrypt.audit.ciphertext import duplicates, repeated, thumbnail
@@ -26,8 +25,7 @@ def test_an_image_that_is_there_twice_is_found(photos, insecure_key):
     encoder = load_encoder(CONFIG, insecure_key)
     found = []
     for plain in (photos, np.concatenate([photos, photos[:1]])):
-        encrypted = encoder.encrypt(torch.from_numpy(plain)).numpy()
-        found.append(duplicates(Pairs(CONFIG, plain, encrypted), 0))
+        found.append(duplicates(Pairs(CONFIG, plain, encrypt_all(encoder.encrypt, plain)), 0))
     assert found[0].figures["equal_images"] == 0
     assert found[1].figures["equal_images"] == pytest.approx(2 / 61) and found[1].grade == "leaks"
 
@@ -36,7 +34,7 @@ def test_patches_that_are_nearly_the_same_are_found(photos, insecure_key):
     """A photo that is there again with a jitter of one grey level; noise has no more than chance."""
     plain = photos.copy()
     plain[1] = (plain[0].astype(int) + np.random.default_rng(0).integers(-1, 2, plain[0].shape)).clip(0, 255)
-    pairs = Pairs(CONFIG, plain, load_encoder(CONFIG, insecure_key).encrypt(torch.from_numpy(plain)).numpy())
+    pairs = Pairs(CONFIG, plain, encrypt_all(load_encoder(CONFIG, insecure_key).encrypt, plain))
     equal, near, _ = repeated(pairs.encrypted_centred, 0)
     assert near[:2].all() and not equal[:2].all() and near[2:].mean() < 0.3
     noise = Pairs(CONFIG, plain, np.random.default_rng(0).integers(0, 256, plain.shape, np.uint8))
@@ -47,8 +45,7 @@ def test_a_surrogate_finds_the_partners_that_cosines_alone_miss(insecure_key):
     """Depth 16 at CIFAR's size."""
     config = EncoderConfig(image_size=32, patch_size=8, depth=16, width=192)
     plain = crops(256, 64, ("astronaut", "coffee", "chelsea"))[:, :, ::2, ::2].copy()
-    encrypted = load_encoder(config, insecure_key).encrypt(torch.from_numpy(plain)).numpy()
-    pairs = Pairs(config, plain, encrypted)
+    pairs = Pairs(config, plain, encrypt_all(load_encoder(config, insecure_key).encrypt, plain))
     row = matching(pairs, thumbnail(pairs, 0)[1], 0)
     assert row.figures["before_refinement"] < 0.8 and row.figures["surrogate"] > 0.95, row
     noise = Pairs(config, plain, np.random.default_rng(0).integers(0, 256, plain.shape, np.uint8))
@@ -93,7 +90,7 @@ def test_sixteen_pairs_reconstruct_photos_that_nobody_knew(insecure_key):
     encoder = load_encoder(EncoderConfig(), insecure_key)
     known, other = crops(16, 224, ("astronaut", "coffee")), crops(96, 224, ("chelsea", "rocket"), seed=1)
     both = np.concatenate([known, other])  # the attacker has all ciphertexts, and the originals of the first 16
-    pairs = Pairs(encoder.config, both, encoder.encrypt(torch.from_numpy(both)).numpy())
+    pairs = Pairs(encoder.config, both, encrypt_all(encoder.encrypt, both))
     found = reconstruct(pairs.take(range(16)), pairs.encrypted_centred[16:24], 0)
     psnr = {method: quality(other[:8], images)[0] for method, images in found.items()}
     mean, _ = quality(other[:8], known.mean(0, keepdims=True).astype(np.uint8).repeat(8, 0))
@@ -105,7 +102,7 @@ def test_images_that_share_a_background_are_reconstructed_too(small_encoder):
     """Radiographs, digits: what is the same in all of them must not hide the rest from the attack."""
     coarse = np.random.default_rng(0).integers(0, 2, (40, 4, 4, 3)).repeat(8, 1).repeat(8, 2) * 50
     images = (make_images(1, 32) // 2 + 20 + coarse).astype(np.uint8).transpose(0, 3, 1, 2).copy()
-    pairs = Pairs(SMALL, images, small_encoder.encrypt(torch.from_numpy(images)).numpy())
+    pairs = Pairs(SMALL, images, encrypt_all(small_encoder.encrypt, images))
     psnr, _ = quality(images[16:], attempts(pairs, range(16), range(16, 40), 0)["ridge"])
     mean, _ = quality(images[16:], images[:16].mean(0, keepdims=True).astype(np.uint8).repeat(24, 0))
     assert psnr > mean + 6, (psnr, mean)
@@ -123,7 +120,7 @@ def small():
 def test_colours_of_pixels_are_told_by_their_neighbours(small, insecure_key):
     """32 ciphertexts and no pair are enough for all bytes; one alone is not."""
     config = make_config("pe", {})
-    encrypted = load_encoder(config, insecure_key).encrypt(torch.from_numpy(small)).numpy()
+    encrypted = encrypt_all(load_encoder(config, insecure_key).encrypt, small)
     row, found = candidates(Pairs(config, small[:32], encrypted[:32]))
     assert row.figures["recovered"] > 0.99 > 0.6 > row.figures["recovered_alone"]
     assert (found == small[:32]).mean() == row.figures["recovered"]
@@ -136,8 +133,7 @@ def test_colours_of_pixels_are_told_by_their_neighbours(small, insecure_key):
 def test_blocks_are_put_back(scheme, small, insecure_key):
     config = make_config(scheme, {"image_size": 32} | ({"patch_size": 4} if scheme == "vit-blockwise" else {}))
     encoder = load_encoder(config, insecure_key)
-    encrypted = encoder.encrypt(torch.from_numpy(small)).numpy()
-    order = np.array(encoder.block_order())
+    encrypted, order = encrypt_all(encoder.encrypt, small), np.array(encoder.block_order())
     assert sorted(order) == list(range(64))
     assert jigsaw(Pairs(config, small, encrypted), order, 0).figures["neighbours"] > 0.9
     assert jigsaw(Pairs(config, small, small), np.arange(64), 0).figures["neighbours"] > 0.9
@@ -147,12 +143,12 @@ def test_blocks_are_put_back(scheme, small, insecure_key):
 
 def test_a_block_comes_from_where_the_cipher_takes_it(insecure_key):
     encoder = load_encoder(make_config("etc", {}), insecure_key)
-    images = torch.zeros(64, 3, 32, 32, dtype=torch.uint8)
+    images = np.zeros((64, 3, 32, 32), np.uint8)
     for block in range(64):
         images[block, :, block // 8 * 4 : block // 8 * 4 + 4, block % 8 * 4 : block % 8 * 4 + 4] = 9
-    changed = encoder.encrypt(images) != encoder.encrypt(torch.zeros_like(images))
+    changed = encrypt_all(encoder.encrypt, images) != encrypt_all(encoder.encrypt, np.zeros_like(images))
     places = changed[:, 0, ::4, ::4].reshape(64, 64)
-    assert (places.int().argmax(0).numpy() == np.array(encoder.block_order())).all() and (places.sum(0) == 1).all()
+    assert places.argmax(0).tolist() == encoder.block_order() and (places.sum(0) == 1).all()
 
 
 # ------------------------------------------------------------------------------------------------ --deep
@@ -166,15 +162,15 @@ def test_a_network_learns_what_is_the_same_under_all_keys(scheme, small, monkeyp
     row, found = inverse_network(Pairs(config, small, noise), np.arange(8), 0, keys=6)
     assert row.grade == "near chance" and found.shape == (8, 3, 32, 32)
     monkeypatch.setattr(deep, "encrypt_all", lambda encrypt, images: images)
-    row, found = inverse_network(Pairs(config, small, small), np.arange(8), 0, keys=30)
+    row, found = inverse_network(Pairs(config, small, small), np.arange(8), 0, keys=12)
     assert row.grade == "leaks" and quality(small[:8], found)[0] == row.figures["psnr"], row
 
 
 def test_images_are_reconstructed_without_a_pair(insecure_key):
     """What is seen through is graded so, noise is not; for other schemes, and a handful of images, it says so."""
-    images = ((scenes(600, 1) + 1) * 127.5).byte().numpy()
-    config = EncoderConfig(image_size=48, patch_size=8, width=192, depth=2)
-    encrypted = load_encoder(config, insecure_key).encrypt(torch.from_numpy(images)).numpy()
+    images = ((scenes(250, 1) + 1) * 127.5).byte().numpy()
+    config = EncoderConfig(image_size=48, patch_size=8, depth=1)
+    encrypted = encrypt_all(load_encoder(config, insecure_key).encrypt, images)
     row, found = unpaired(Pairs(config, images, encrypted), np.arange(8), 0)
     assert row.grade == "leaks" and quality(images[:8], found)[0] == row.figures["psnr"], row
     noise = np.random.default_rng(0).integers(0, 256, images[:100].shape, np.uint8)

@@ -2,27 +2,28 @@
 
 import json
 import shutil
+import sys
 import zlib
 
 import numpy as np
 import pytest
-import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict, Image
 
-from hf_neuracrypt.publish.cards import dataset_card
-from hf_neuracrypt.data.manifest import checksum, read_manifest
+import hf_neuracrypt
 from hf_neuracrypt.audit import deep
 from hf_neuracrypt.audit.attacks import attack, run_audit
 from hf_neuracrypt.audit.pairs import Pairs, cut, join
 from hf_neuracrypt.audit.results import GRADES, ROWS, read_audit
-from hf_neuracrypt.schemes import EncoderConfig
+from hf_neuracrypt.data.batches import encrypt_all
+from hf_neuracrypt.data.manifest import checksum, read_manifest
+from hf_neuracrypt.data.record import Record
 from hf_neuracrypt.encoders import load_encoder
 from hf_neuracrypt.errors import KeyMismatchError, NeuraCryptError
 from hf_neuracrypt.images import to_png
 from hf_neuracrypt.keys import SecretKey
-from hf_neuracrypt.data.record import Record
-from hf_neuracrypt.schemes import SCHEMES, make_config
-from tests.helpers import ROOT, SMALL_FLAGS, assert_one_line_error, command
+from hf_neuracrypt.publish.cards import dataset_card
+from hf_neuracrypt.schemes import SCHEMES, EncoderConfig, make_config
+from tests.helpers import assert_one_line_error, command, encrypt, make_dataset
 from tests.loopback_hub import LoopbackHub
 
 
@@ -69,9 +70,7 @@ def test_every_scheme_goes_through(scheme, photos, insecure_key):
     options = options | ({"depth": 2, "width": 64} if "neuracrypt" in scheme else {})
     config = make_config(scheme, options)
     plain = photos if config.image_size == 64 else photos[:, :, ::2, ::2].copy()
-    encoder = load_encoder(config, insecure_key)
-    batch = torch.from_numpy(plain)
-    encrypted = (encoder.represent(batch) if config.representation else encoder.encrypt(batch)).numpy()
+    encrypted = encrypt_all(load_encoder(config, insecure_key).encrypt_in_place, plain)
     rows = rows_of(plain, encrypted, insecure_key, config)
     assert rows["known"].grade == "leaks" and rows["matching"].grade != "near chance"
     if scheme in ("le", "pe", "etc", "ele", "vit-blockwise"):
@@ -89,26 +88,18 @@ def test_every_scheme_goes_through(scheme, photos, insecure_key):
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    from datasets import DatasetDict
-
-    from tests.helpers import make_dataset
-
     folder = tmp_path_factory.mktemp("audit")
     DatasetDict({"train": make_dataset(24), "test": make_dataset(9, seed=1)}).save_to_disk(str(folder / "plain"))
     for name in ("one", "two"):
         SecretKey.generate().save(folder / f"{name}.key")
-    encrypt = command(
-        "encrypt", "--dataset", folder / "plain", "--key-file", folder / "one.key", "--output", folder / "encrypted",
-        *SMALL_FLAGS,
-    )  # fmt: skip
-    assert encrypt.returncode == 0, encrypt.stderr
+    result = encrypt(folder / "plain", folder / "one.key", folder / "encrypted")
+    assert result.returncode == 0, result.stderr
     return folder
 
 
-def audit(work, encrypted, output, *words, key="one.key"):
-    return command(
-        "audit", encrypted, "--source", work / "plain", "--key-file", work / key, "--output", output, *words
-    )  # fmt: skip
+def audit(work, encrypted, output, key="one.key"):
+    words = ("--source", work / "plain", "--key-file", work / key, "--output", output)
+    return command("audit", encrypted, *words)
 
 
 def report(work, encrypted, output):
@@ -125,10 +116,8 @@ def reported(work):
 
 def test_two_runs_say_the_same_and_a_card_shows_it(work, reported, tmp_path):
     one, two = json.loads((reported / "audit.json").read_text()), report(work, work / "encrypted", tmp_path / "two")
-    assert {**one, "seconds": 0} == {**two, "seconds": 0} and [row["name"] for row in one["rows"]][:2] == [
-        "metadata",
-        "key",
-    ]
+    assert {**one, "seconds": 0} == {**two, "seconds": 0}
+    assert [row["name"] for row in one["rows"]][:2] == ["metadata", "key"]
     assert {row["name"] for row in one["rows"]} == set(ROWS) - {"deep", "unpaired"}
     grades = {row["name"]: row["grade"] for row in one["rows"]}
     assert grades["metadata"] == grades["key"] == "nothing found" and grades["labels"] == grades["order"] == "leaks"
@@ -137,32 +126,33 @@ def test_two_runs_say_the_same_and_a_card_shows_it(work, reported, tmp_path):
     assert page.count("<img") >= 8 and "http" not in page and len(page) < 1_000_000
     manifest = read_manifest(work / "encrypted")
     record = Record.from_dict(manifest)
-    shown = read_audit(reported / "audit.json", record, checksum(manifest))
+    shown = read_audit(reported / "audit.json")
+    shown.check(record, checksum(manifest))
     card = dataset_card(record, manifest["rows"], ["image", "label"], "ward/photos", {}, audit=shown)
     assert "## Audit" in card and "| Re-identification |" in card and "No audit" not in card
     assert str(work) not in card and str(tmp_path) not in card
     earlier = [row | {"grade": "near chance"} if row["grade"] == "nothing found" else row for row in one["rows"]]
     (tmp_path / "earlier.json").write_text(json.dumps(one | {"rows": earlier}))
-    shown = read_audit(tmp_path / "earlier.json", record, checksum(manifest))
-    assert [row.grade for row in shown["rows"][:2]] == ["near chance"] * 2
+    assert [row.grade for row in read_audit(tmp_path / "earlier.json").rows[:2]] == ["near chance"] * 2
     with pytest.raises(KeyMismatchError, match="another encrypted folder"):
-        read_audit(reported / "audit.json", record, "0" * 64)
-    for change in ({"rows": [{"name": "<script>"}]}, {"neuracrypt_audit": 2}, {"version": "1 <b>"}):
+        shown.check(record, "0" * 64)
+    for change in (
+        {"rows": [{"name": "<script>"}]}, {"neuracrypt_audit": 2}, {"version": "1 <b>"}, {"images": True},
+        {"config": None}, {"key_id": 1}, {"manifest_sha256": None},
+    ):  # fmt: skip
         (tmp_path / "bad.json").write_text(json.dumps(one | change))
-        with pytest.raises(NeuraCryptError):
-            read_audit(tmp_path / "bad.json", record, checksum(manifest))
+        with pytest.raises(NeuraCryptError, match="again"):
+            read_audit(tmp_path / "bad.json")
 
 
-def test_without_its_libraries_the_audit_says_what_to_install(work, tmp_path):
-    """A module that cannot be imported, as where `pip install hf-neuracrypt` left the extra out."""
-    for name in ("skimage", "scipy"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "__init__.py").write_text(f"raise ModuleNotFoundError('none', name={name!r})")
-        environment = {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
-        words = ("audit", work / "encrypted", "--source", work / "plain", "--key-file", work / "one.key", "--output")
-        result = command(*words, tmp_path / "out", **environment)
-        assert_one_line_error(result, "pip install 'hf-neuracrypt[audit]'")
-        shutil.rmtree(tmp_path / name)
+@pytest.mark.parametrize("missing", ["skimage", "scipy"])
+def test_without_its_libraries_the_audit_says_what_to_install(missing, work, tmp_path, monkeypatch):
+    """A package that cannot be imported, as where `pip install hf-neuracrypt` left the extra out."""
+    monkeypatch.setattr(hf_neuracrypt, "audit", hf_neuracrypt.audit)  # put back, as the modules are, when it was tested
+    for name in [name for name in sys.modules if name.startswith((f"{missing}.", "hf_neuracrypt.audit"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, missing, None)
+    assert_one_line_error(audit(work, work / "encrypted", tmp_path / "out"), "pip install 'hf-neuracrypt[audit]'")
     assert not (tmp_path / "out").exists()
 
 
@@ -171,7 +161,7 @@ def test_deep_adds_rows_and_a_picture(work, monkeypatch):
     key = SecretKey.load(work / "one.key")
     audit = run_audit(work / "encrypted", str(work / "plain"), key, train=True)
     assert [row.name for row in audit.rows[-2:]] == ["unpaired", "deep"] and audit.rows[-1].figures["keys"] == 2
-    assert audit.pictures.redrawn["network, other keys"].shape == (len(audit.pictures.shown), 3, 32, 32)
+    assert audit.pictures.reconstructed["network, other keys"].shape == (len(audit.pictures.shown), 3, 32, 32)
 
 
 def test_wrong_keys_and_places_are_one_line(work, tmp_path):
@@ -193,7 +183,7 @@ def test_planted_accidents_are_found(work, tmp_path):
     png = table[3]["image"]["bytes"]
     text = b"tEXtGPS\x0052.5N"
     table[3]["image"]["bytes"] = png[:33] + len(text[4:]).to_bytes(4) + text + zlib.crc32(text).to_bytes(4) + png[33:]
-    table[7]["image"] = {"bytes": to_png(np.full((32, 32, 3), 9, np.uint8)), "path": None}
+    table[7]["image"] = {"bytes": to_png(np.full((3, 32, 32), 9, np.uint8)), "path": None}
     changed = Dataset.from_list(table, features=split.features)
     changed.save_to_disk(str(tmp_path / "changed"))
     shutil.copy(next((tmp_path / "changed").glob("*.arrow")), shard)
@@ -201,6 +191,21 @@ def test_planted_accidents_are_found(work, tmp_path):
     assert rows["key"]["grade"] == rows["metadata"]["grade"] == "leaks"
     assert "notes.txt" in rows["key"]["finding"] and "sha256" in rows["metadata"]["finding"]
     assert "not what the key makes" in rows["metadata"]["finding"]
+
+
+def test_rows_in_a_keyed_order_are_found_in_the_source(work, tmp_path):
+    """Of several views each, with one row left out: the owner's key gives the order, and nobody else has it."""
+    entries = make_dataset(24).cast_column("img", Image(decode=False)).to_list()
+    entries[5]["img"] = {"bytes": b"", "path": None}
+    plain = Dataset.from_list(entries, features=make_dataset(1).features)
+    DatasetDict({"train": plain, "test": make_dataset(9, seed=1)}).save_to_disk(str(tmp_path / "plain"))
+    shutil.copy(work / "one.key", tmp_path / "one.key")
+    options = ("--hide-labels", "--views", 2, "--max-bad-fraction", 0.1)
+    encrypted = encrypt(tmp_path / "plain", tmp_path / "one.key", tmp_path / "encrypted", *options)
+    assert encrypted.returncode == 3, encrypted.stderr  # a row was left out
+    written = report(tmp_path, tmp_path / "encrypted", tmp_path / "out")
+    grades = {row["name"]: row["grade"] for row in written["rows"]}
+    assert grades["order"] == grades["metadata"] == "nothing found" and written["images"] == 32
 
 
 def test_push_puts_the_figures_into_the_card(work, reported, tmp_path):

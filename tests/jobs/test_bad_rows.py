@@ -13,11 +13,11 @@ from tests.helpers import problems, stream_of, write
 
 @pytest.fixture
 def some_bad(tmp_path) -> dict[str, Dataset]:
-    """130 rows, of which 3, 70 and 71 cannot be read."""
+    """130 rows, of which 3, 70 and 71 cannot be read. Labels fall from 129."""
     PIL.Image.new("RGB", (20, 20), "red").save(tmp_path / "good.png")
     (tmp_path / "jane_roe.png").write_bytes(b"not an image")
     names = ["jane_roe.png" if row in (3, 70, 71) else "good.png" for row in range(130)]
-    rows = {"image": [str(tmp_path / name) for name in names], "label": list(range(130))}
+    rows = {"image": [str(tmp_path / name) for name in names], "label": [129 - row for row in range(130)]}
     return {"train": Dataset.from_dict(rows).cast_column("image", Image())}
 
 
@@ -26,7 +26,7 @@ def test_skipped_rows_are_listed(streamed, some_bad, small_encoder, tmp_path):
     splits = {"train": stream_of(some_bad["train"])} if streamed else some_bad
     write(tmp_path / "encrypted", small_encoder, splits, max_bad_fraction=0.1)
     loaded = load_from_disk(str(tmp_path / "encrypted"))["train"]
-    assert loaded["label"] == [row for row in range(130) if row not in (3, 70, 71)]
+    assert loaded["label"] == [129 - row for row in range(130) if row not in (3, 70, 71)]
     text = (tmp_path / "encrypted" / "rejected.jsonl").read_text()
     rejected = [json.loads(line) for line in text.splitlines()]
     assert [(each["split"], each["row"]) for each in rejected] == [("train", 3), ("train", 70), ("train", 71)]
@@ -60,7 +60,7 @@ def test_a_bad_row_stops_and_leaves_a_resumable_folder(some_bad, small_encoder, 
 def test_views_of_a_stream_with_a_bad_row(some_bad, small_encoder, tmp_path):
     write(tmp_path / "encrypted", small_encoder, {"train": stream_of(some_bad["train"])}, max_bad_fraction=0.1, views=2)
     loaded = load_from_disk(str(tmp_path / "encrypted"))["train"]
-    assert loaded["label"] == [row for row in range(130) if row not in (3, 70, 71) for _ in range(2)]
+    assert loaded["label"] == [129 - row for row in range(130) if row not in (3, 70, 71) for _ in range(2)]
     rejected = (tmp_path / "encrypted" / "rejected.jsonl").read_text().splitlines()
     assert [json.loads(line)["row"] for line in rejected] == [3, 70, 71]
     assert read_manifest(tmp_path / "encrypted")["rows"] == {"train": 254}

@@ -74,7 +74,7 @@ def test_workers_end_with_their_parent(key_file, tmp_path):
     (tmp_path / "main.py").write_text(script)
     words = [sys.executable, str(tmp_path / "main.py"), str(key_file), str(tmp_path)]
     with subprocess.Popen(words, stderr=subprocess.DEVNULL, env=os.environ | {"PYTHONPATH": str(ROOT)}) as parent:
-        wait_until((tmp_path / "working").exists)
+        wait_until(lambda: (tmp_path / "working").exists() or parent.poll() is not None)
         workers = children_of(parent.pid)
         assert len(workers) >= 2
         parent.kill()

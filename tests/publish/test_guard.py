@@ -33,12 +33,13 @@ def model_folder(tmp_path):
     folder = tmp_path / "model"
     (folder / "runs" / "today").mkdir(parents=True)
     save_file({"weight": torch.arange(64.0)}, folder / "model.safetensors", metadata={"format": "pt"})
-    for name in ("config.json", "trainer_state.json", "all_results.json", "preprocessor_config.json"):
+    for name in ("config.json", "trainer_state.json", "preprocessor_config.json"):
         (folder / name).write_text(json.dumps({"model_type": "vit", "values": list(range(64))}))
+    (folder / "all_results.json").write_text(json.dumps({"eval_accuracy": 0.9, "epoch": 5}))
     (folder / "README.md").write_text("# A model\n")
     for name in ("training_args.bin", "optimizer.pt"):
         torch.save({"learning_rate": 1e-4, "state": torch.zeros(8)}, folder / name)
-    (folder / "runs" / "today" / "events.out.tfevents.1.host").write_bytes(bytes(range(256)))
+    (folder / "runs" / "today" / "events.out.tfevents.1.host").write_bytes((12).to_bytes(8, "little") + bytes(range(256)))
     return folder
 
 
@@ -162,8 +163,8 @@ def test_an_access_token_is_found(model_folder):
 
 @pytest.mark.parametrize(
     "name, reason",
-    [(".env", "hidden file"), ("photo.png", "none of the files"), ("notes.txt", "none of the files"),
-     ("optimizer.pt", "none of the files"), ("runs/today/.secret", "hidden file"), ("code.py", "none of the files")],
+    [(".env", "hidden file"), ("photo.png", "not on the list"), ("notes.txt", "not on the list"),
+     ("optimizer.pt", "not on the list"), ("runs/today/.secret", "hidden file"), ("code.py", "not on the list")],
 )  # fmt: skip
 def test_what_is_not_on_the_list_is_refused(name, reason, model_folder):
     (model_folder / "optimizer.pt").unlink()

@@ -12,13 +12,14 @@ from tests.helpers import load_script, make_images
 
 @pytest.fixture(scope="module")
 def script():
-    """scripts/figures.py as a module."""
+    """scripts/experiments/figures.py as a module."""
     return load_script("figures")
 
 
 def test_a_grid_changes_no_pixel_and_is_transparent_between(script):
     images = make_images(4, 32)
-    drawn = np.asarray(script.grid([[("plain", images[0]), ("", images[1])], [("", images[2]), ("", images[3])]]))
+    first, second, third, fourth = images.transpose(0, 3, 1, 2)
+    drawn = np.asarray(script.grid([[("plain", first), ("", second)], [("", third), ("", fourth)]]))
     gap, line = script.GAP, script.LINE
     assert drawn.shape == (line + 2 * 32 + gap, 2 * 32 + gap, 4)
     assert (drawn[line : line + 32, :32, :3] == images[0]).all() and (drawn[-32:, -32:, :3] == images[3]).all()
@@ -28,8 +29,8 @@ def test_a_grid_changes_no_pixel_and_is_transparent_between(script):
 def test_a_table_of_numbers_is_grey_around_its_mean(script):
     numbers = np.random.default_rng(0).normal(5, 2, (64, 64)).astype(np.float32)
     drawn = script.table(numbers)
-    assert drawn.shape == (64, 64, 3) and abs(drawn.mean() - 127) < 3 and 35 < drawn.std() < 50
-    assert drawn[numbers.argmax() // 64, numbers.argmax() % 64, 0] == drawn.max()
+    assert drawn.shape == (3, 64, 64) and abs(drawn.mean() - 127) < 3 and 35 < drawn.std() < 50
+    assert drawn[0, numbers.argmax() // 64, numbers.argmax() % 64] == drawn.max()
 
 
 def test_throughput_is_drawn_from_what_was_measured(script, tmp_path, monkeypatch):
