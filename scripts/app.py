@@ -55,38 +55,8 @@ WARNING = """
 Whoever knows a few pictures together with their ciphertexts reconstructs the others: see <i>The attacker's view</i>.
 Labels, class balance, duplicates and the trained model are not hidden.</div>
 """
-HERE = """
-<div class="here">Everything happens on this machine. The key never leaves its process, pictures stay in a temporary
-folder that is removed at the end.</div>
-"""
-CSS = """
-.gradio-container { max-width: 1120px !important; margin: auto; }
-.html-container { padding: 2px 0 !important; }
-.warning { border-left: 4px solid #e5484d; background: color-mix(in srgb, #e5484d 9%, transparent); padding: 12px 16px;
-  border-radius: 6px; line-height: 1.5; color: var(--body-text-color); }
-.gradio-container { --faint: color-mix(in srgb, var(--body-text-color) 68%, transparent); }
-.here, .note { color: var(--faint); font-size: 0.92em; line-height: 1.5; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(var(--tile), 45%), 1fr)); gap: 18px;
-  margin: 6px 0; }
-.tiles figure { margin: 0; min-width: 0; }
-.tiles img { width: 100%; aspect-ratio: 1; image-rendering: pixelated; border-radius: 8px; display: block;
-  border: 1px solid var(--border-color-primary); background: var(--background-fill-secondary); }
-.tiles figcaption { margin-top: 7px; line-height: 1.35; color: var(--body-text-color); }
-.tiles figcaption small { color: var(--faint); display: block; }
-.bars { display: flex; flex-direction: column; gap: 7px; padding-top: 2px; }
-.bar { position: relative; border-radius: 6px; overflow: hidden; background: var(--background-fill-secondary);
-  border: 1px solid var(--border-color-primary); padding: 5px 10px; display: flex; justify-content: space-between;
-  color: var(--body-text-color); }
-.bar i { position: absolute; inset: 0 auto 0 0; background: color-mix(in srgb, var(--color-accent) 32%, transparent); }
-.bar b, .bar span { position: relative; }
-.bar:not(:first-child) b { font-weight: 400; }
-#picture img { width: 100%; height: 100%; object-fit: contain; image-rendering: pixelated; }
-#examples .grid-container { grid-template: auto / repeat(4, minmax(0, 1fr)) !important;
-  grid-auto-rows: auto !important; min-width: 0; }
-#examples .grid-wrap { min-height: 0 !important; }
-#examples .thumbnail-item { aspect-ratio: 1; height: auto !important; }
-#examples img { image-rendering: pixelated; }
-"""
+HERE = "Everything happens on this machine: the key stays in its memory, pictures in a folder removed at the end."
+CSS = Path(__file__).with_suffix(".css").read_text()
 
 
 @dataclass(frozen=True)
@@ -125,12 +95,12 @@ class Owner:
     def ask(self, image: object, wrong_key: bool) -> str:
         """The picture, its ciphertext and the model's answer, as HTML. Raises ImageError."""
         encoder = self.stranger if wrong_key else self.classifier.encoder
-        plain = prepare(image, encoder.config)
-        stored = encoder.stored.rows(encoder.encrypt(torch.from_numpy(plain[None])))
+        plain = np.stack([prepare(image, encoder.config)])
+        stored = encoder.stored.rows(encoder.encrypt(torch.from_numpy(plain)))
         (encrypted,), (answer,) = encoder.stored.arrays(stored), self.classifier.answer(stored, TOP_K)
         under = "under another, random key" if wrong_key else "under your key"
         figures = [
-            _figure(plain, "Your picture", "as the encoder gets it"),
+            _figure(plain[0], "Your picture", "as the encoder gets it"),
             _figure(_visible(encrypted, encoder.config.image_size), "Encrypted", under),
         ]
         saying = "a guess: this is not the key it was trained under" if wrong_key else "it sees the ciphertext alone"
@@ -141,13 +111,13 @@ class Owner:
     def attack(self, image: object) -> str:
         """What attacks of the audit make of the picture's ciphertext, as HTML. Raises ImageError."""
         encoder = self.classifier.encoder
-        plain, size = prepare(image, encoder.config), encoder.config.image_size
+        plain, size = np.stack([prepare(image, encoder.config)]), encoder.config.image_size
         others = (self.examples != plain).any((1, 2, 3))  # no pair of the picture that is to be reconstructed
-        images = np.concatenate([self.examples[others], plain[None]])
-        own = encrypt_all(encoder.encrypt_in_place, plain[None])
+        images = np.concatenate([self.examples[others], plain])
+        own = encrypt_all(encoder.encrypt_in_place, plain)
         pairs, target = Pairs(encoder.config, images, np.concatenate([self.encrypted[others], own])), len(images) - 1
         figures = [
-            _figure(plain, "Your picture", "nobody else has it"),
+            _figure(plain[0], "Your picture", "nobody else has it"),
             _figure(_visible(own[0], size), "Its ciphertext", "what is published"),
             _figure(grey_map(thumbnail(pairs, 0)[1][target], size), "No pair known", "thumbnail of patches"),
         ]
@@ -221,7 +191,7 @@ def page(owner: Owner) -> "gradio.Blocks":
                     answer = gr.HTML(ask(None, False), elem_id="answer")
                 with gr.Tab("The attacker's view"):
                     attacked = gr.HTML(attack(None), elem_id="attacked")
-        gr.HTML(HERE)
+        gr.HTML(f"<div class='here'>{HERE}</div>")
 
         private: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
 

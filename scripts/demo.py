@@ -137,12 +137,8 @@ def main() -> None:
 
     show_examples(output, examples)
     print(f"\n{'trained and asked on':<32}accuracy on 360 digits of other writers")
-    titles = {
-        "plain": "plain images",
-        "encrypted": "encrypted images",
-        "wrong key": "encrypted, queries under another key",
-    }
-    for name, title in titles.items():
+    titles = ("encrypted", "encrypted images"), ("wrong key", "encrypted, queries under another key")
+    for name, title in (("plain", "plain images"), *titles):
         print(f"{title:<38}{accuracy[name]:.3f}")
     print(f"\n{time.perf_counter() - start:.0f} seconds. The picture: {output / 'picture.png'}")
 

@@ -1,4 +1,4 @@
-"""Accuracy of a model on an encrypted dataset, through the stock pipeline. This runs in the cloud; it needs no key.
+"""Accuracy of a model on an encrypted dataset. This runs in the cloud; it needs no key.
 
 python scripts/evaluate.py --model model/ --dataset encrypted/ --split test --output results.json
 """

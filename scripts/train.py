@@ -113,8 +113,8 @@ def main(model_args: ModelArguments, data_args: DataArguments, training_args: Tr
         callbacks=[EarlyStoppingCallback(patience)] if patience else None,
         optimizer_cls_and_kwargs=optimizer_of(model_args.recipe, training_args, model, pretrained is not None),
         records=records,
-        dataset_ids=[name for name in data_args.dataset_name if on_hub(name)],
-        base_model=pretrained if pretrained and on_hub(pretrained) else None,
+        dataset_ids=[name for name in data_args.dataset_name if not Path(name).exists()],
+        base_model=pretrained if pretrained and not Path(pretrained).exists() else None,  # a path tells no reader
     )
     result = trainer.train(resume_from_checkpoint=checkpoint)
 
@@ -129,11 +129,6 @@ def main(model_args: ModelArguments, data_args: DataArguments, training_args: Tr
     else:
         trainer.create_model_card()
     return metrics
-
-
-def on_hub(name: str) -> bool:
-    """Whether the card may name it: a local path says nothing to its reader."""
-    return not Path(name).exists()
 
 
 def report(trainer: PublishingTrainer, split: str, metrics: dict[str, float]) -> None:

@@ -41,6 +41,7 @@ ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden"
 SMALL = EncoderConfig(image_size=32, patch_size=8, depth=2, width=64)
 SMALL_FLAGS = ("--image-size", 32, "--patch-size", 8, "--scheme-option", "width=64", "--scheme-option", "depth=2")
+KEY_ID = f"nck1-{0:032x}"  # of no key that anybody has
 TINY_VIT = {
     "model_type": "vit", "architectures": ["ViTForImageClassification"], "image_size": 32, "patch_size": 8,
     "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32,

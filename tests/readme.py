@@ -1,7 +1,7 @@
-"""README.md as a list of commands, and a process that runs them: `python tests/readme.py OUTCOMES.json`.
+"""The pages as lists of commands, and a process that runs them: `python tests/readme.py OUTCOMES.json`.
 
-Every ```bash and ```python block runs in the current folder, in the order of the file, in one process: imports take
-longer than the commands themselves, and that each command works in a process of its own is what other tests show.
+Every ```bash and ```python block runs in the current folder, page by page, in one process: imports take longer than
+the commands themselves, and that each command works in a process of its own is what other tests show.
 """
 
 import contextlib
@@ -17,29 +17,33 @@ from pathlib import Path
 
 
 ROOT = Path(__file__).parent.parent
-README = ROOT / "README.md"
+PAGES = [
+    ROOT / "README.md",
+    *(ROOT / "hf_neuracrypt" / room / "README.md" for room in ("data", "encoders", "publish", "training")),
+    ROOT / "scripts" / "experiments" / "README.md",
+]
 
 # Blocks are named by how they begin.
 NOT_RUN = {
     "make demo": "minutes long; CI runs both targets",
-    "pip install": "needs a package index",
-    "hf-neuracrypt predict --endpoint": "needs a server: test_remote.py has one on loopback",
-    "# several processes": "many processes, GPUs or nodes: test_scripts.py runs the launchers, small",
-    "accelerate launch --config_file": "several GPUs: test_ranks.py runs both files with two processes",
+    "hf-neuracrypt predict --endpoint": "needs a server: prediction/test_endpoint.py has one on loopback",
+    "# several processes": "many processes or nodes: scripts/test_scripts.py runs the launchers, small",
+    "accelerate launch --config_file": "several GPUs: training/test_ranks.py runs both files with two processes",
 }
 INSTEAD = {
     "google/vit-base-patch16-224-in21k": "pretrained/",  # a tiny ViT, instead of a download
-    "scripts/figures.py": "scripts/figures.py --output figures/",  # instead of the pictures in model_cards/
+    "scripts/experiments/figures.py": "scripts/experiments/figures.py --output figures/",  # instead of the pictures in model_cards/
 }
 
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: its language, its line in the file, and its text."""
+    """A fenced block: its language, its line, its text, and its page."""
 
     language: str
     line: int
     text: str
+    page: str = ""
 
     @property
     def reason(self) -> str | None:
@@ -52,9 +56,15 @@ class Block:
         return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
-def blocks(text: str) -> list[Block]:
+def blocks(text: str, page: str = "") -> list[Block]:
     found = re.finditer(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    return [Block(each[1], text.count("\n", 0, each.start()) + 1, each[2]) for each in found]
+    return [Block(each[1], text.count("\n", 0, each.start()) + 1, each[2], page) for each in found]
+
+
+def blocks_of_pages() -> list[Block]:
+    """Those that are commands, page by page."""
+    found = [block for page in PAGES for block in blocks(page.read_text(), str(page.relative_to(ROOT)))]
+    return [block for block in found if block.language in ("bash", "python")]
 
 
 def run_words(words: list[str]) -> None:
@@ -98,15 +108,15 @@ def run(block: Block) -> dict:
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
         try:
             if block.language == "python":
-                exec(compile(text, f"README.md:{block.line}", "exec"), {"__name__": "readme"})
+                exec(compile(text, f"{block.page}:{block.line}", "exec"), {"__name__": "readme"})
             for words in Block(block.language, block.line, text).commands() if block.language == "bash" else ():
                 run_words(words)
         except BaseException:
             problem = traceback.format_exc()
-    return {"text": block.text, "problem": problem, "output": out.getvalue()}
+    return {"name": f"{block.page}:{block.line}", "problem": problem, "output": out.getvalue()}
 
 
 if __name__ == "__main__":
     written = Path(sys.argv[1])  # before the commands have their own
-    outcomes = [run(b) for b in blocks(README.read_text()) if b.language in ("bash", "python") and not b.reason]
+    outcomes = [run(block) for block in blocks_of_pages() if not block.reason]
     written.write_text(json.dumps(outcomes))

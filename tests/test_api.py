@@ -55,7 +55,7 @@ def test_arguments_and_methods_are_documented(name):
         for argument in inspect.signature(public).parameters:
             assert argument in described, f"{name}({argument})"
         parts = [public, *(vars(public).values() if inspect.isclass(public) else ()), *getattr(public, "__mro__", ())]
-        assert any("Raises:" in (inspect.getdoc(part) or "") for part in parts)
+        assert any("Raises" in (inspect.getdoc(part) or "") for part in parts)
     for method, value in inspect.getmembers(public):
         if not method.startswith("_") and callable(value) and value.__qualname__.startswith(name):
             assert inspect.getdoc(value), f"{name}.{method}"

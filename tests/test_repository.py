@@ -1,8 +1,10 @@
 """What the repository promises about itself: one version, pinned tools, and a search that finds key files."""
 
+import ast
 import re
 import subprocess
 import tomllib
+from pathlib import Path
 
 import pytest
 import yaml
@@ -65,3 +67,78 @@ def test_the_top_level_is_what_it_was():
         "hf_neuracrypt", "scripts", "model_cards", "tests", "README.md", "pyproject.toml", "Makefile", "LICENSE",
     }  # fmt: skip
     assert not any(name.endswith(".ipynb") for name in tracked())
+
+
+# ------------------------------------------------------------------------------------------------------------ rooms
+
+PACKAGE = ROOT / "hf_neuracrypt"
+ROOMS = [  # a room may import those above it
+    "errors", "keys", "schemes", "hub", "images", "alignment", "encoders", "data", "models", "jobs", "prediction",
+    "publish", "training", "audit", "cli", "__main__",
+]  # fmt: skip
+
+
+def imports_of(file: Path) -> set[str]:
+    """The modules of the package that a file imports, wherever in the file."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "hf_neuracrypt":
+            names = [alias.name for alias in node.names]
+            inner = [f"{node.module}.{name}" for name in names]
+            found |= {name if _is_module(name) else node.module for name in inner}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.name.startswith("hf_neuracrypt")}
+    return found
+
+
+def _is_module(name: str) -> bool:
+    place = ROOT.joinpath(*name.split("."))
+    return place.is_dir() or place.with_suffix(".py").exists()
+
+
+def room_of(module: str) -> str:
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+def test_the_listing_can_be_read_at_a_glance():
+    entries = {name.split("/")[1] for name in tracked() if name.startswith("hf_neuracrypt/")}
+    assert len(entries) <= 18
+    assert {name.removesuffix(".py") for name in entries} == {*ROOMS, "__init__", "py.typed"}
+    long = {name for name in tracked() if name.endswith(".py") and not name.startswith("tests/")}
+    assert not {name for name in long if (ROOT / name).exists() and len((ROOT / name).read_text().splitlines()) > 300}
+
+
+def test_data_goes_down_the_rooms_and_never_back_up():
+    for file in PACKAGE.rglob("*.py"):
+        own = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        for module in imports_of(file) if own != "__init__" else ():
+            room = room_of(module)
+            assert room in ("__init__", own) or ROOMS.index(room) < ROOMS.index(own), f"{file} imports {module}"
+
+
+@pytest.mark.parametrize("room, other", [("training", "prediction"), ("publish", "audit"), ("jobs", "publish")])
+def test_rooms_that_do_not_know_each_other(room, other):
+    imported = {room_of(module) for file in (PACKAGE / room).rglob("*.py") for module in imports_of(file)}
+    assert imported and other not in imported
+
+
+def test_no_file_imports_itself_through_others():
+    files = {".".join(file.relative_to(ROOT).with_suffix("").parts): file for file in PACKAGE.rglob("*.py")}
+    graph = {name: imports_of(file) & files.keys() for name, file in files.items()}
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, " -> ".join((*path, name))
+        if name not in done:
+            for other in graph[name]:
+                visit(other, (*path, name))
+            done.add(name)
+
+    for name in graph:
+        visit(name, ())
+
+
+def test_every_package_is_installed():
+    folders = {f"hf_neuracrypt.{file.parent.name}" for file in PACKAGE.glob("*/__init__.py")}
+    listed = set(PROJECT["tool"]["setuptools"]["packages"])
+    assert listed == folders | {"hf_neuracrypt", "hf_neuracrypt.templates"}

@@ -8,7 +8,7 @@ import torch
 
 from hf_neuracrypt import load_encoder
 from hf_neuracrypt.errors import ConfigError
-from hf_neuracrypt.schemes import EncoderConfig, SchemeConfig, make_config
+from hf_neuracrypt.schemes import SCHEMES, EncoderConfig, SchemeConfig, check_floor, make_config
 
 
 def test_canonical_text_is_frozen():
@@ -60,6 +60,32 @@ def test_unsupported_values_are_refused_with_the_reason(values, reason):
 def test_from_dict_wants_exactly_the_fields(values):
     with pytest.raises(ConfigError, match="has the fields"):
         EncoderConfig.from_dict(values)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "options", "said"),
+    [
+        ("color-neuracrypt", {"depth": 0}, "depth 0 hides next to nothing: give 1 or more"),
+        ("color-neuracrypt", {"width": 48}, "width 48"),
+        ("color-neuracrypt", {"image_size": 32}, "num_patches 4"),
+        ("le", {"block_size": 1}, "tile 1"),
+        ("etc", {"image_size": 32, "block_size": 32}, "num_patches 1"),
+        ("ele", {"block_size": 2}, "tile 2"),
+        ("pe", {"color_shuffle": False}, "color_shuffle False"),
+        ("neuracrypt", {"width": 32}, "width 32"),
+        ("vit-blockwise", {"image_size": 32}, "num_patches 4"),
+    ],
+)
+def test_parameters_that_hide_next_to_nothing_are_refused(scheme, options, said):
+    """Nothing of an owner's is encrypted with them; an experiment may still make such a config."""
+    config = make_config(scheme, options)
+    with pytest.raises(ConfigError, match=f"{scheme} with {said}"):
+        check_floor(config)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_defaults_are_above_the_floors(scheme):
+    check_floor(make_config(scheme, {}))
 
 
 # ----------------------------------------------------------------------------- what configs say is true of the encoders

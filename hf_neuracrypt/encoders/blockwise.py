@@ -13,7 +13,7 @@ Notable decisions
 - An image size that is no multiple of the block size is refused. Tanaka's code replicates the border instead, but then
   a ciphertext is larger than its image, which a model of one fixed size could not take.
 
-All of these are permutation ciphers with one key for all images: one chosen image gives the key away.
+All of these are permutation ciphers with one key for all images: three to five chosen images give it away.
 """
 
 import itertools

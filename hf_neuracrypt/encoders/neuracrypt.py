@@ -164,5 +164,7 @@ class NeuraCrypt(RandomNetwork):
         return self.encode(images).to(images.device)
 
     def shuffle_order(self, image: torch.Tensor) -> list[int]:
+        if not self.config.shuffles:
+            return super().shuffle_order(image)
         digest = hashlib.sha256(image.cpu().contiguous().numpy().tobytes()).hexdigest()
         return self.key.permutation(self.config.to_json(), f"shuffle/{digest}", self.config.num_patches)

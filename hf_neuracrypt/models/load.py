@@ -7,11 +7,9 @@ from pathlib import Path
 from transformers import (
     AutoConfig,
     AutoModelForImageClassification,
-    ImageClassificationPipeline,
     PreTrainedConfig,
     PreTrainedModel,
     ViTImageProcessorPil,
-    pipeline,
 )
 
 from hf_neuracrypt.data.record import Record
@@ -60,19 +58,6 @@ def model_records(config: PreTrainedConfig) -> list[Record]:
     if not isinstance(stored, list):
         raise ConfigError("the model's config holds something else than a list under `neuracrypt`")
     return [Record.from_dict(record) for record in stored]
-
-
-def load_pipeline(model: str, size: int, plain: bool = False) -> ImageClassificationPipeline:
-    """The stock `pipeline("image-classification")`, from safetensors alone. Raises NeuraCryptError.
-
-    How images of `size` are read is not taken from a stranger's file: see `stock_processor`.
-    """
-    load_model_config(model)
-    with one_line(model):
-        return pipeline(
-            "image-classification", model=model, image_processor=stock_processor(size, plain), trust_remote_code=False,
-            model_kwargs={"use_safetensors": True},
-        )  # fmt: skip
 
 
 def load_classifier(model: str) -> PreTrainedModel:

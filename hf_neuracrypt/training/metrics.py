@@ -1,4 +1,4 @@
-"""Accuracy of a trained model on a dataset, as an `evaluate.Metric` around the stock pipeline.
+"""Accuracy of a trained model on a dataset, as an `evaluate.Metric`. Of a stranger's dataset, PNG bytes alone are read.
 
 `evaluate.evaluator("image-classification")` of evaluate 0.4.6 asks for `transformers.TFPreTrainedModel`, which
 transformers 5 no longer has, and `evaluate.load("accuracy")` fetches code at run time. So both are written here.
@@ -6,7 +6,6 @@ transformers 5 no longer has, and `evaluate.load("accuracy")` fetches code at ru
 
 import sys
 import time
-from collections.abc import Iterator
 from importlib.machinery import PathFinder
 from importlib.metadata import distribution
 from importlib.util import module_from_spec
@@ -17,13 +16,11 @@ import datasets
 import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
-from transformers.pipelines.pt_utils import KeyDataset
 from transformers.utils import logging
 
-from hf_neuracrypt.encoders.stored import Stored, stored_as
 from hf_neuracrypt.errors import DatasetError, KeyMismatchError
-from hf_neuracrypt.models.load import load_classifier, load_model_config, load_pipeline, model_records
-from hf_neuracrypt.training.data import Splits, load_splits
+from hf_neuracrypt.models.load import load_classifier, load_model_config, model_records, one_line
+from hf_neuracrypt.training.data import Splits, load_splits, reader, undecoded
 
 
 def _evaluate() -> Any:
@@ -87,13 +84,16 @@ def evaluate_model(
         raise DatasetError(f"there is no split {split!r}: choose --split from {', '.join(splits.data)}")
     data = splits.data[split]
     data = data.select(range(min(max_samples or len(data), len(data))))
-    names, metric = splits.label_names, Accuracy()
-    stored = stored_as(splits.records[0].config) if splits.records else None
-    answers = _answers(model, data, splits.columns.image, stored, batch_size)
+    names, metric, config = splits.label_names, Accuracy(), load_model_config(model)
+    classifier, read = load_classifier(model), reader(splits.records, config.image_size)
     start = time.perf_counter()
-    for label, answer in zip(data[splits.columns.label], tqdm(answers, total=len(data), desc="Evaluating")):
-        # A label the dataset does not know counts as wrong.
-        metric.add(reference=label, prediction=names.index(answer) if answer in names else -1)
+    with tqdm(total=len(data), desc="Evaluating", unit=" images") as bar, one_line(model):
+        for batch in undecoded(data, splits.columns).iter(batch_size):
+            answers = _labels(classifier, read(batch[splits.columns.image]))
+            # A label the dataset does not know counts as wrong.
+            predictions = [names.index(answer) if answer in names else -1 for answer in answers]
+            metric.add_batch(references=batch[splits.columns.label], predictions=predictions)
+            bar.update(len(answers))
     return {
         "accuracy": metric.compute()["accuracy"],
         "samples": len(data),
@@ -116,18 +116,7 @@ def _check_keys(model: str, splits: Splits, dataset: str) -> None:
             )
 
 
-def _answers(model: str, data: datasets.Dataset, column: str, stored: Stored | None, batch_size: int) -> Iterator[str]:
-    """The label of each image: by the stock pipeline, or by the model itself if the ciphertexts are no images."""
-    config: Any = load_model_config(model)
-    if stored is None or stored.is_image:
-        classify: Any = load_pipeline(model, config.image_size, plain=stored is None)
-        answers = classify(KeyDataset(data, column), batch_size=batch_size, top_k=1)
-        return (answer[0]["label"] for answer in answers)
-    classifier = load_classifier(model)
-    batches = (stored.pixel_values(batch[column]) for batch in data.with_format("numpy").iter(batch_size))
-    return (config.id2label[best] for batch in batches for best in _best(classifier, batch))
-
-
 @torch.inference_mode()
-def _best(classifier: PreTrainedModel, pixel_values: torch.Tensor) -> list[int]:
-    return classifier(pixel_values=pixel_values).logits.argmax(-1).tolist()
+def _labels(classifier: PreTrainedModel, pixel_values: torch.Tensor) -> list[str]:
+    config: Any = classifier.config
+    return [config.id2label[best] for best in classifier(pixel_values=pixel_values).logits.argmax(-1).tolist()]

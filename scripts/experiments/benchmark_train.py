@@ -1,6 +1,7 @@
 """The part of `benchmark.py` that trains: steps on ciphertexts, on resized plain PNGs, and with the usual pipeline."""
 
 import argparse
+import itertools
 import random
 import resource
 import statistics
@@ -79,22 +80,14 @@ class Stepper:
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
         on_gpu = torch.device(args.device).type == "cuda"
         workers = {"num_workers": args.workers, "persistent_workers": args.workers > 0, "pin_memory": on_gpu}
-        self.loader = DataLoader(dataset, args.batch, collate_fn=collator, drop_last=True, **workers)
+        loader = DataLoader(dataset, args.batch, collate_fn=collator, drop_last=True, **workers)
         self.steps: list[float] = []
         self.waits: list[float] = []
-        self.batches = iter(self.loader)
-
-    def _next(self) -> dict[str, torch.Tensor]:
-        try:
-            batch = next(self.batches)
-        except StopIteration:
-            self.batches = iter(self.loader)
-            batch = next(self.batches)
-        return {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
+        self.batches = itertools.chain.from_iterable(itertools.repeat(loader))  # epoch after epoch
 
     def step(self, measured: bool = True) -> None:
         start = time.perf_counter()
-        batch = self._next()
+        batch = {name: value.to(self.device, non_blocking=True) for name, value in next(self.batches).items()}
         waited = time.perf_counter() - start
         with torch.autocast(torch.device(self.device).type, torch.bfloat16):
             loss = self.model(**batch).loss

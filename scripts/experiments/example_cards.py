@@ -2,8 +2,8 @@
 
 make demo
 hf-neuracrypt audit demo/encrypted --source demo/plain --key-file demo/hospital.key --output demo/audit
-python scripts/example_cards.py --demo demo/   # keep what is measured there in demo.json, and write the cards
-python scripts/example_cards.py                # write them again, after a change of a template
+python scripts/experiments/example_cards.py --demo demo/   # write demo.json from what was measured there, and the cards
+python scripts/experiments/example_cards.py                # write the cards again, after a change of a template
 """
 
 import argparse
@@ -11,42 +11,45 @@ import io
 import json
 import re
 from pathlib import Path
+from typing import Any, cast
 
 from datasets import load_from_disk
 from datasets.splits import SplitInfo
 
-from hf_neuracrypt.publish import cards
-from hf_neuracrypt.data.manifest import checksum, read_manifest
 from hf_neuracrypt.audit.results import Row, read_audit
-from hf_neuracrypt.errors import DatasetError, one_line_errors
-from hf_neuracrypt.prediction.classifier import load_model_config, model_records
-from hf_neuracrypt.publish.push import Revision, metadata
+from hf_neuracrypt.data.manifest import checksum, read_manifest
 from hf_neuracrypt.data.record import Record
+from hf_neuracrypt.errors import DatasetError, one_line_errors
+from hf_neuracrypt.models.load import load_model_config, model_records
+from hf_neuracrypt.publish.cards import PublishedAudit, dataset_card, model_card
+from hf_neuracrypt.publish.push import Revision
 
 
-EXAMPLES = Path(__file__).parent.parent / "model_cards" / "examples"
+EXAMPLES = Path(__file__).parents[2] / "model_cards" / "examples"
 DATASET, MODEL = "hospital/digits", "hospital/digits-vit"
 
 
-def describe_dataset(folder: Path, audit: Path) -> dict:
-    """What `push` would say of the encrypted folder: the arguments of `cards.dataset_card`, as JSON."""
-    manifest = read_manifest(folder)
-    record, splits, revision = Record.from_dict(manifest), load_from_disk(str(folder)), Revision()
-    for name, split in splits.items():
+def describe_dataset(folder: Path, audit_file: Path) -> dict[str, Any]:
+    """What `push` would say of the encrypted folder: the arguments of `dataset_card`, as JSON."""
+    manifest, nowhere = read_manifest(folder), cast(Any, None)  # nothing is sent
+    record = Record.from_dict(manifest)
+    revision = Revision(nowhere, nowhere, record, nowhere, (), folder)
+    for name, split in load_from_disk(str(folder)).items():
         revision.features = split.features
         revision.splits[name] = SplitInfo(name, num_bytes=split.data.nbytes, num_examples=len(split))
         revision.download_size += split.to_parquet(io.BytesIO())
-    audited = read_audit(audit, record, checksum(manifest))
-    audited["rows"] = [row.to_dict() | {"finding": ""} for row in audited["rows"]]  # no card shows the findings
+    audit = read_audit(audit_file)
+    audit.check(record, checksum(manifest))
+    rows = [row.to_dict() | {"finding": ""} for row in audit.rows]  # no card shows the findings
     return {
         "record": record.to_dict(), "rows": manifest["rows"], "columns": list(revision.features), "repo_id": DATASET,
-        "metadata": metadata(record, revision), "license": "cc-by-4.0",
-        "audit": audited,
+        "metadata": revision.metadata(), "license": "cc-by-4.0",
+        "audit": {"images": audit.images, "version": audit.version, "rows": rows},
     }  # fmt: skip
 
 
-def describe_model(folder: Path) -> dict:
-    """What training said of the model, as if it had been pushed: the arguments of `cards.model_card`, as JSON."""
+def describe_model(folder: Path) -> dict[str, Any]:
+    """What training said of the model, as if it had been pushed: the arguments of `model_card`, as JSON."""
     last = json.loads((folder / "eval_results.json").read_text())
     step = json.loads((folder / "trainer_state.json").read_text())["global_step"]
     # Only the card that training wrote names the hyperparameters.
@@ -60,13 +63,17 @@ def describe_model(folder: Path) -> dict:
     }  # fmt: skip
 
 
-def render(described: dict) -> dict[str, str]:
+def render(described: dict[str, Any]) -> dict[str, str]:
     """The cards, by the names of their files."""
     dataset, model = described["dataset"], described["model"]
-    dataset["record"] = Record.from_dict(dataset["record"])
-    dataset["audit"]["rows"] = [Row.from_dict(row) for row in dataset["audit"]["rows"]]
-    model["records"] = [Record.from_dict(record) for record in model["records"]]
-    return {"dataset_card.md": cards.dataset_card(**dataset), "model_card.md": cards.model_card(**model)}
+    record, rows = Record.from_dict(dataset["record"]), [Row.from_dict(row) for row in dataset["audit"]["rows"]]
+    measured = dataset["audit"] | {"rows": rows}
+    audit = PublishedAudit(key_id=record.key_id, config=record.config.to_dict(), manifest_sha256="", **measured)
+    records = [Record.from_dict(each) for each in model["records"]]
+    return {
+        "dataset_card.md": dataset_card(**dataset | {"record": record, "audit": audit}),
+        "model_card.md": model_card(**model | {"records": records}),
+    }
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ transparent, in colours that are visible on light and on dark pages. `ablate.py 
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import charts
 import numpy as np
@@ -72,11 +73,11 @@ def draw_schemes(path: Path) -> None:
     """One photo under every scheme. NeuraCrypt gives no image: drawn is a corner of its table of numbers."""
     size = 128
     # NeuraCrypt gives a row of numbers for each patch: patches of 8 pixels give enough rows to fill a square.
-    options = {"neuracrypt": {"patch_size": 8}, "etc, variant madono": {"variant": "madono"}}
+    options: dict[str, dict[str, Any]] = {"neuracrypt": {"patch_size": 8}, "etc, variant madono": {"variant": "madono"}}
     cells = [("plain", shown("astronaut", EncoderConfig(image_size=size)))]
     for title in (*SCHEMES, *(title for title in options if title not in SCHEMES)):
         config = make_config(title.split(",")[0], {"image_size": size} | options.get(title, {}))
-        encrypted = encrypt(shown("astronaut", config)[None], config, SecretKey.generate())[0]
+        encrypted = encrypt(np.stack([shown("astronaut", config)]), config, SecretKey.generate())[0]
         cells.append((title, table(encrypted[:size, :size]) if config.patch_shape else encrypted))
     grid([cells[:5], cells[5:]]).save(path, optimize=True)
 
@@ -92,7 +93,7 @@ def grid(rows: list[list[tuple[str, np.ndarray]]]) -> Image.Image:
     size, columns = rows[0][0][1].shape[-1], max(len(row) for row in rows)
     heights = [size + GAP + (LINE if row[0][0] else 0) for row in rows]
     canvas = Image.new("RGBA", (columns * (size + GAP) - GAP, sum(heights) - GAP))
-    pen, font, bottom = ImageDraw.Draw(canvas), ImageFont.load_default(13), 0
+    pen, font, bottom = ImageDraw.Draw(canvas), ImageFont.load_default(12), 0
     for row, height in zip(rows, heights):
         for column, (title, picture) in enumerate(row):
             pen.text((column * (size + GAP), bottom), title, fill=charts.INK, font=font)
@@ -106,9 +107,8 @@ def draw_throughput(path: Path) -> None:
     """Bars of images/s: the float32 network, the exact encoder, and int8 products alone, which are its limit."""
     measured = OUTPUT / "throughput.json"
     if not measured.exists():
-        raise NeuraCryptError(
-            f"there is no {measured}: python scripts/experiments/benchmark.py --output {measured} encoder"
-        )
+        command = f"python scripts/experiments/benchmark.py --output {measured} encoder"
+        raise NeuraCryptError(f"there is no {measured}; this measures it: {command}")
     result = json.loads(measured.read_text())
     rates = result["images_per_second"] | {"int8 products alone": result["int8_limit"]["images_per_second"]}
     base, machine = rates["float32 network"], result["environment"]

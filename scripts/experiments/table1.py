@@ -27,23 +27,16 @@ import numpy as np
 import torch
 import transformers
 from datasets import Dataset
-from table1_data import HUB, Prepare, image_and_label, load_data
+from table1_data import HUB, Prepare, load_data
 from table1_report import report
 from table1_rows import BUDGETS, ROWS, Budget, Recipe, Row
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import (
-    PreTrainedConfig,
-    PreTrainedModel,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-    ViTConfig,
-    set_seed,
-)
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, ViTConfig, set_seed
 from transformers.trainer_callback import PrinterCallback
 
 from hf_neuracrypt import SecretKey, load_encoder
+from hf_neuracrypt.data.manifest import atomic_write
 from hf_neuracrypt.data.record import Record
 from hf_neuracrypt.encoders.base import Encoder
 from hf_neuracrypt.encoders.blockwise import ViTBlockwise
@@ -75,14 +68,14 @@ def encoder_of(row: Row, budget: Budget, key: SecretKey, width: int) -> Encoder 
         return load_encoder(config, key, DEVICE)
 
 
-def vit_config(name: str | None, budget: Budget) -> PreTrainedConfig:
+def vit_config(name: str | None, budget: Budget) -> Any:
     """The config of the ViT to fine-tune, or of a small one to train from random weights."""
     if name is None:
         return ViTConfig(
             image_size=budget.image_size, patch_size=budget.patch_size, hidden_size=64, num_hidden_layers=2,
             num_attention_heads=2, intermediate_size=256,
         )  # fmt: skip
-    config: Any = load_model_config(name)
+    config = load_model_config(name)
     if budget.original_vit:
         config.hidden_dropout_prob, config.layer_norm_eps = 0.1, 1e-6
     return config
@@ -136,8 +129,7 @@ def optimizer_and_schedule(recipe: Recipe, model: PreTrainedModel, pretrained: b
     else:
         args = TrainingArguments("unused", learning_rate=recipe.learning_rate, weight_decay=0.05, report_to="none")
         cls, options = optimizer_of("neuracrypt", args, model, pretrained)
-        parameters = options.pop("params", model.parameters())
-        optimizer = cls(parameters, **options)
+        optimizer = cls(options.pop("params", model.parameters()), **options)
     if recipe.milestones:
         return optimizer, torch.optim.lr_scheduler.MultiStepLR(optimizer, recipe.milestones, 0.1)
     return optimizer, transformers.get_cosine_schedule_with_warmup(optimizer, recipe.warmup, recipe.steps)
@@ -156,18 +148,16 @@ class Progress(TrainerCallback):
 def run(row: Row, budget: Budget, data: dict[str, Dataset], name: str | None, seed: int, bar: tqdm) -> dict[str, Any]:
     """Encrypt, train, test."""
     start, recipe, size = time.perf_counter(), budget.recipe_for(row), budget.size_for(row)
-    vit: Any = vit_config(name, budget)
+    width = vit_config(name, budget).hidden_size
     set_seed(seed)
-    encoder = encoder_of(row, budget, SecretKey.generate(), vit.hidden_size)
-    labels = data["train"].features[image_and_label(data["train"])[1]].names
-    model = new_model(row, budget, name, labels, encoder)
-    learner = OnCiphertexts(model, encoder)
-    test = data["test"].with_transform(Prepare(data["test"], size))
+    encoder = encoder_of(row, budget, SecretKey.generate(), width)
+    model = new_model(row, budget, name, data["train"].features["label"].names, encoder)
+    learner, test = OnCiphertexts(model, encoder), data["test"].with_transform(Prepare(size))
     device_batch = min(recipe.batch_size, DEVICE_BATCH)
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             model=learner,
-            train_dataset=data["train"].with_transform(Prepare(data["train"], size, recipe.augment)),
+            train_dataset=data["train"].with_transform(Prepare(size, recipe.augment)),
             eval_dataset=test,
             compute_metrics=compute_accuracy,
             callbacks=[Progress(bar)],
@@ -177,23 +167,17 @@ def run(row: Row, budget: Budget, data: dict[str, Dataset], name: str | None, se
                 gradient_accumulation_steps=recipe.batch_size // device_batch, per_device_eval_batch_size=64,
                 eval_strategy="steps", eval_steps=budget.eval_steps, max_grad_norm=recipe.clip, bf16=budget.bf16,
                 report_to="none", save_strategy="no", logging_strategy="no", disable_tqdm=True,
-                remove_unused_columns=False,
-                dataloader_num_workers=budget.workers, use_cpu=DEVICE == "cpu",
+                remove_unused_columns=False, dataloader_num_workers=budget.workers, use_cpu=DEVICE == "cpu",
                 dataloader_pin_memory=DEVICE == "cuda",
             ),
         )  # fmt: skip
         trainer.remove_callback(PrinterCallback)
         trainer.train()
         seen = [100 * entry["eval_accuracy"] for entry in trainer.state.log_history if "eval_accuracy" in entry]
-        result: dict[str, Any] = {
-            "accuracy": seen[-1],
-            "best_on_test": max(seen),
-            "wrong_key": None,
-            "neighbours": None,
-        }
+        result = {"accuracy": seen[-1], "best_on_test": max(seen)} | dict.fromkeys(("wrong_key", "neighbours"))
         if encoder is not None:
             result["neighbours"] = neighbours(encoder, torch.from_numpy(np.stack(test[:16]["images"])))
-            learner.encoder = encoder_of(row, budget, SecretKey.generate(), vit.hidden_size)
+            learner.encoder = encoder_of(row, budget, SecretKey.generate(), width)
             result["wrong_key"] = 100 * trainer.evaluate()["eval_accuracy"]
     return result | {"parameters": model.num_parameters(), "seconds": round(time.perf_counter() - start)}
 
@@ -219,12 +203,6 @@ def new_table(dataset: str, budget: str, model: str | None) -> dict:
     return {"settings": json.loads(json.dumps(settings)), "environment": environment, "rows": {}}
 
 
-def save(path: Path, table: dict) -> None:
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(table, indent=1) + "\n")
-    part.replace(path)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="JSON file; a .md and a .png are written beside it")
@@ -240,12 +218,10 @@ def main() -> None:
     datasets.disable_progress_bars()
     transformers.logging.set_verbosity_error()
     budget, model = BUDGETS[args.budget], args.model or BUDGETS[args.budget].pretrained
-    table = new_table(args.dataset, args.budget, model)
-    if args.output.exists():
-        held = json.loads(args.output.read_text())
-        if held["settings"] != table["settings"]:
-            raise NeuraCryptError(f"{args.output} is of another dataset, model or budget: choose another --output")
-        table = held
+    new = new_table(args.dataset, args.budget, model)
+    table = json.loads(args.output.read_text()) if args.output.exists() else new
+    if table["settings"] != new["settings"]:
+        raise NeuraCryptError(f"{args.output} is of another dataset, model or budget: choose another --output")
     args.output.parent.mkdir(parents=True, exist_ok=True)
     todo = [(seed, name) for seed in range(1, args.seeds + 1) for name in args.rows]
     todo = [(seed, name) for seed, name in todo if str(seed) not in table["rows"].get(name, {})]
@@ -255,7 +231,7 @@ def main() -> None:
         for seed, name in todo:
             bar.set_description(f"{name}, seed {seed}")
             table["rows"].setdefault(name, {})[str(seed)] = run(ROWS[name], budget, data, model, seed, bar)
-            save(args.output, table)
+            atomic_write(args.output, json.dumps(table, indent=1) + "\n")
     print(report(args.output, table))
 
 

@@ -1,7 +1,5 @@
 """The data of the table: splits, and plain images prepared for each step, some of them augmented as published."""
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from datasets import ClassLabel, Dataset, Features, Image
@@ -29,32 +27,24 @@ def load_data(name: str, source: str | None, budget: Budget) -> dict[str, Datase
         splits = {"train": data.select(range(1437)), "test": data.select(range(1437, 1797))}  # other writers
     else:
         splits = load_source(source or HUB[name])
+    columns = find_columns(splits["train"].features, None, None)
+    names = {name: new for name, new in ((columns.image, "image"), (columns.label, "label")) if name != new}
     return {
-        split: splits[split].select(range(min(count or len(splits[split]), len(splits[split]))))
+        split: splits[split].rename_columns(names).select(range(min(count or len(splits[split]), len(splits[split]))))
         for split, count in (("train", budget.train), ("test", budget.test))
     }
-
-
-def image_and_label(split: Dataset) -> tuple[str, str]:
-    """Names of the two columns."""
-    columns = find_columns(split.features, None, None)
-    return columns.image, str(columns.label)
 
 
 class Prepare:
     """Rows of a dataset -> {"images": uint8 RGB (3, S, S), "label"}, for `with_transform`; plain, and maybe cropped."""
 
-    def __init__(self, split: Dataset, image_size: int, augment: str = ""):
-        self.image, self.label = image_and_label(split)
-        self.config, self.crop = PEConfig(image_size=image_size), AUGMENTATIONS[augment]  # PE takes any size
+    def __init__(self, image_size: int, augment: str = ""):
+        self.config, self.augment = PEConfig(image_size=image_size), augment  # PE takes any size
 
     def __call__(self, rows: dict[str, list]) -> dict[str, list]:
-        images = [prepare(self.crop(to_rgb(image)), self.config) for image in rows[self.image]]
-        return {"images": images, "label": rows[self.label]}
-
-
-def unchanged(image: PILImage.Image) -> PILImage.Image:
-    return image
+        crop = AUGMENTATIONS[self.augment] if self.augment else to_rgb
+        images = [prepare(crop(to_rgb(image)), self.config) for image in rows["image"]]
+        return {"images": images, "label": rows["label"]}
 
 
 def resized_crop(image: PILImage.Image) -> PILImage.Image:
@@ -77,8 +67,4 @@ def shift_and_flip(image: PILImage.Image) -> PILImage.Image:
     return image.transpose(PILImage.Transpose.FLIP_LEFT_RIGHT) if torch.rand(()) < 0.5 else image
 
 
-AUGMENTATIONS: dict[str, Callable[[PILImage.Image], PILImage.Image]] = {
-    "": unchanged,
-    "resized crop": resized_crop,
-    "shift and flip": shift_and_flip,
-}
+AUGMENTATIONS = {"resized crop": resized_crop, "shift and flip": shift_and_flip}

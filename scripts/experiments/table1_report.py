@@ -27,10 +27,8 @@ def report(path: Path, table: dict) -> str:
     ]
     lines.append("|" + "---|" * (len(COLUMNS) + 5))
     for name in names:
-        row = ROWS[name]
-        cells = [
-            figure([run[column] for run in results[name]], 3 if column == "neighbours" else 1) for column in COLUMNS
-        ]
+        row, digits = ROWS[name], {"neighbours": 3}
+        cells = [figure([run[column] for run in results[name]], digits.get(column, 1)) for column in COLUMNS]
         published = row.published.get(settings["dataset"])
         cells += [f"{published:.2f}" if published else "", row.source if published else ""]
         cells.append(f"{mean(run['seconds'] for run in results[name]):.0f}")

@@ -121,7 +121,7 @@ def dataset_of(images: list, labels: list | None = None) -> Dataset:
     stored = [{"bytes": image, "path": None} if isinstance(image, bytes) else image for image in images]
     storage = pyarrow.array(stored, type=pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()}))
     features = Features({"image": Image(), "label": Value("int64")})
-    table = pyarrow.table({"image": storage, "label": labels or list(range(len(images)))})
+    table = pyarrow.table({"image": storage, "label": labels or list(range(len(images)))[::-1]})
     return Dataset(table.replace_schema_metadata(None).cast(features.arrow_schema))
 
 
@@ -159,7 +159,7 @@ def test_bad_files_stop_or_are_listed(stored, small_encoder, tmp_path):
     assert not (tmp_path / "stopped" / MANIFEST).exists()
     assert run(Job(splits, plan, tmp_path / "skipped", max_bad_fraction=0.5))
     encrypted = load_from_disk(str(tmp_path / "skipped"))["train"]
-    assert encrypted["label"] == [0, 1, 3]
+    assert encrypted["label"] == [3, 2, 0]
     for row in encrypted:
         np.testing.assert_array_equal(np.asarray(row["image"]), expected(PIXELS[None], small_encoder)[0])
     (line,) = (tmp_path / "skipped" / REJECTED).read_text().splitlines()

@@ -1,7 +1,6 @@
 """encrypt_dataset: every kind of dataset, what is kept, fingerprints, labels, errors that name the row."""
 
 import io
-import json
 
 import numpy as np
 import pytest
@@ -24,7 +23,7 @@ from hf_neuracrypt.data.dataset import EncryptRows, make_plan
 from hf_neuracrypt.data.record import Record, records_of
 from hf_neuracrypt.errors import ConfigError, DatasetError
 from hf_neuracrypt.images import prepare
-from tests.helpers import SMALL, batch, make_dataset, make_images, pixels
+from tests.helpers import KEY_ID, SMALL, batch, make_dataset, make_images, pixels
 
 
 def test_pixels_are_those_of_the_encoder(small_encoder):
@@ -190,8 +189,13 @@ def test_record_travels_and_keeps_owners_apart(small_encoder, key_file, tmp_path
     assert records_of(make_dataset(2)) == []
 
 
-@pytest.mark.parametrize("values", [None, {}, {"neuracrypt": 2}, {"neuracrypt": 1, "key_id": 3},
-                                    {"neuracrypt": 1, "key_id": "nck1-0", "config": {"depth": 4}}])  # fmt: skip
+@pytest.mark.parametrize(
+    "values",
+    [
+        None, {}, {"neuracrypt": 2}, {"neuracrypt": 1, "key_id": 3}, Record(SMALL, "nck1-0").to_dict(),
+        {"neuracrypt": 1, "key_id": KEY_ID, "config": {"depth": 4}},
+    ],
+)  # fmt: skip
 def test_hostile_records_are_refused(values):
     with pytest.raises(ConfigError):
         Record.from_dict(values)
@@ -217,14 +221,25 @@ def test_hidden_labels_are_a_keyed_permutation_that_the_key_undoes(small_encoder
     assert hidden.features["label"].names == ["class_0", "class_1", "class_2"]
     assert "horse" not in str(hidden.info)
     (record,) = records_of(hidden)
-    shown = json.loads(small_encoder.key.unseal(record.sealed_labels, "label names"))
-    undone = [shown[hidden.features["label"].int2str(label)] for label in hidden["label"]]
-    assert undone == [plain.features["label"].int2str(label) for label in plain["label"]]
-    orders = set()
+    names, order = record.true_names(small_encoder.key), hidden_plan(plain, small_encoder).order("dataset", 30)
+    undone = [names[hidden.features["label"].int2str(label)] for label in hidden["label"]]
+    assert undone == [plain.features["label"].int2str(plain["label"][row]) for row in order]
+    permutations = set()
     for seed in range(20):
         encoder = load_encoder(SMALL, SecretKey(bytes([seed] * 32)))
-        orders.add(tuple(encrypt_dataset(plain.select([0, 1, 2]), encoder, hide_labels=True)["label"]))
-    assert len(orders) > 3, "other keys, other permutations"
+        permutations.add(tuple(hidden_plan(plain, encoder).labels.encode(label) for label in range(3)))
+    assert len(permutations) > 3, "other keys, other permutations"
+
+
+def hidden_plan(plain, encoder):
+    return make_plan({"dataset": plain}, encoder, hide_labels=True)
+
+
+def test_two_datasets_of_one_owner_hide_the_same_classes_apart(small_encoder):
+    """Who learns the names of one must not have those of the other."""
+    plans = [hidden_plan(make_dataset(6, seed=seed), small_encoder) for seed in range(20)]
+    assert len({tuple(plan.labels.encode(label) for label in range(3)) for plan in plans}) > 3
+    assert len({plan.labels.sealed for plan in plans}) == 20
 
 
 def test_text_labels_become_classes(small_encoder):
@@ -237,7 +252,7 @@ def test_text_labels_become_classes(small_encoder):
 def test_no_labels_and_integer_labels(small_encoder):
     assert encrypt_dataset(make_dataset(3).remove_columns("label"), small_encoder).column_names == ["image"]
     integers = encrypt_dataset(make_dataset(3).cast_column("label", Value("int32")), small_encoder)
-    assert integers.features["label"] == Value("int64") and integers["label"] == [0, 1, 2]
+    assert integers.features["label"] == Value("int64") and integers["label"] == [1, 0, 2]
 
 
 @pytest.mark.parametrize("bad", [None, -1, 3])

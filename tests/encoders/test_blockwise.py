@@ -17,7 +17,17 @@ from hf_neuracrypt.errors import ConfigError, ImageError, NeuraCryptError
 from hf_neuracrypt.images import prepare, to_png
 from hf_neuracrypt.schemes import SCHEMES, config_from_dict, make_config
 from hf_neuracrypt.training.data import load_splits
-from tests.helpers import GOLDEN, assert_one_line_error, batch, command, golden_image, make_dataset, make_images, sha256
+from tests.helpers import (
+    GOLDEN,
+    KEY_ID,
+    assert_one_line_error,
+    batch,
+    command,
+    golden_image,
+    make_dataset,
+    make_images,
+    sha256,
+)
 
 
 VECTORS = json.loads((GOLDEN / "blockwise.json").read_text())["ciphertexts"]
@@ -229,7 +239,7 @@ def test_configs_survive_json(scheme):
     config = make_config(scheme, {"background": "#102030"})
     assert config.scheme == scheme and type(config) is SCHEMES[scheme]
     assert config_from_dict(json.loads(config.to_json())) == config
-    assert Record.from_dict(Record(config, "nck1-0").to_dict()).config == config
+    assert Record.from_dict(Record(config, KEY_ID).to_dict()).config == config
 
 
 @pytest.mark.parametrize(

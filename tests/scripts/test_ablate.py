@@ -1,4 +1,4 @@
-"""The parts of the ablation that could mislead: what is mixed, what is moved, what is drawn; and a row that runs."""
+"""The parts of the ablation that could mislead: patches that are mixed, rates, frozen layers; and rows that run."""
 
 import json
 
@@ -11,13 +11,14 @@ from tests.helpers import TINY_VIT, command, load_script, make_dataset
 
 
 @pytest.fixture(scope="module")
-def ablate():
-    return load_script("ablate")
+def loop():
+    """scripts/experiments/fine_tune.py as a module."""
+    return load_script("fine_tune")
 
 
-def test_cutmix_moves_whole_patches_and_says_how_many(ablate):
+def test_cutmix_moves_whole_patches_and_says_how_many(loop):
     images = torch.arange(4.0).reshape(4, 1, 1, 1).expand(4, 3, 56, 56).contiguous()
-    mixed, order, share = ablate.cutmix(images, 8, torch.Generator().manual_seed(0))
+    mixed, order, share = loop.cutmix(images, 8, torch.Generator().manual_seed(0))
     cells = mixed[:, 0].reshape(4, 7, 8, 7, 8).transpose(2, 3).flatten(3)
     assert (cells == cells[..., :1]).all()
     for index in range(4):
@@ -26,30 +27,30 @@ def test_cutmix_moves_whole_patches_and_says_how_many(ablate):
             assert set(cells[index, ..., 0].unique().tolist()) == {float(index), float(order[index])}
 
 
-def test_what_learns_and_how_fast(ablate):
+def test_what_learns_and_how_fast(loop):
     model = ViTForImageClassification(ViTConfig(**(TINY_VIT | {"num_hidden_layers": 2})))
     everything = {id(parameter) for parameter in model.parameters()}
 
     def rates(**switches: object) -> dict[str, float]:
-        groups = ablate.groups_of(model, ablate.Row("row", **switches))
+        groups = loop.groups_of(model, loop.Row("row", **switches))
         assert {id(parameter) for group in groups for parameter in group["params"]} <= everything
         by_id = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
         return {name: by_id[id(parameter)] for name, parameter in model.named_parameters() if id(parameter) in by_id}
 
     plain, decayed = rates(), rates(layer_decay=0.5)
     patch, positions = "vit.embeddings.patch_embeddings.projection.weight", "vit.embeddings.position_embeddings"
-    assert len(plain) == len(everything) and set(plain.values()) == {ablate.RATE, 5 * ablate.RATE}
-    assert plain[patch] == decayed[patch] == decayed["classifier.weight"] == 5 * ablate.RATE
-    assert decayed[positions] == ablate.RATE
+    assert len(plain) == len(everything) and set(plain.values()) == {loop.RATE, 5 * loop.RATE}
+    assert plain[patch] == decayed[patch] == decayed["classifier.weight"] == 5 * loop.RATE
+    assert decayed[positions] == loop.RATE
     lower, upper = (decayed[f"vit.layers.{layer}.mlp.fc1.weight"] for layer in (0, 1))
-    assert [lower, upper] == [ablate.RATE / 4, ablate.RATE / 2]
+    assert [lower, upper] == [loop.RATE / 4, loop.RATE / 2]
 
 
 @pytest.mark.parametrize("kind", ["trained", "frozen"])
-def test_lora_freezes_the_backbone(ablate, kind):
+def test_lora_freezes_the_backbone(loop, kind):
     pytest.importorskip("peft")
-    model = ablate.with_lora(ViTForImageClassification(ViTConfig(**TINY_VIT)), kind)
-    groups = ablate.groups_of(model, ablate.Row("row"))
+    model = loop.with_lora(ViTForImageClassification(ViTConfig(**TINY_VIT)), kind)
+    groups = loop.groups_of(model, loop.Row("row"))
     learning = {id(parameter) for group in groups for parameter in group["params"]}
     names = [name for name, parameter in model.named_parameters() if id(parameter) in learning]
     assert any("patch_embeddings" in name for name in names) == (kind == "trained")
@@ -57,18 +58,32 @@ def test_lora_freezes_the_backbone(ablate, kind):
     assert all("lora" in name for name in names if ".layers." in name) and any(".layers." in name for name in names)
 
 
-def test_a_row_runs_once_and_is_drawn(tmp_path):
+def test_one_loop_sees_each_version_in_turn_and_trains(loop):
+    """One batch an epoch; the second half of the run sees other images; the loss of a constant label falls."""
+    torch.manual_seed(0)
+    model = ViTForImageClassification(ViTConfig(**TINY_VIT, num_labels=2))
+    versions = [torch.full((loop.BATCH, 3, 32, 32), value, dtype=torch.uint8) for value in (0, 255)]
+    labels, seen = torch.zeros(loop.BATCH, dtype=torch.int64), []
+    model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(float(kwargs["pixel_values"].mean())), with_kwargs=True
+    )
+    losses = [loss for _, loss in loop.fine_tune(model, versions, labels, epochs=4, row=loop.Row("row"), seed=0)]
+    assert seen == [-1, 1, -1, 1] and losses[2] < losses[0]
+
+
+def test_rows_run_once_and_are_drawn(tmp_path):
     size = {"train": make_dataset(80, size=32), "test": make_dataset(10, size=32, seed=1)}
     DatasetDict(size).save_to_disk(str(tmp_path / "plain"))
     shape = TINY_VIT | {"image_size": 48, "patch_size": 16}
     ViTForImageClassification(ViTConfig(**shape)).save_pretrained(tmp_path / "vit")
-    words = ["scripts/ablate.py", "--dataset", tmp_path / "plain", "--model", tmp_path / "vit", "--seeds", 1]
-    words += ["--output", tmp_path / "a.json", "--train", 40, "--test", 10, "--image_size", 48, "--epochs", 1]
-    titles = ["plain images", "labels alone", "aligned start, embeddings first"]
+    words = ["scripts/experiments/ablate.py", "--dataset", tmp_path / "plain", "--model", tmp_path / "vit"]
+    words += ["--seeds", 1, "--output", tmp_path / "a.json", "--train", 40, "--test", 10, "--image_size", 48]
+    titles = ["plain images", "labels alone", "aligned start, five encrypted views"]
     for _ in range(2):  # the second time, nothing is left to do
-        result = command(*words, "--rows", *titles)
+        result = command(*words, "--epochs", 2, "--rows", *titles)
         assert result.returncode == 0, result.stderr
         results = json.loads((tmp_path / "a.json").read_text())
         assert [entry["row"] for entry in results] == titles
-        assert all(0 <= entry["probe"] <= 1 for entry in results) and results[2]["explained"] < 1
+        assert all(0 <= entry["probe"] <= 1 and len(entry["accuracy"]) == 2 for entry in results)
+        assert results[2]["explained"] < 1 and "wrong_key" not in results[0] and "wrong_key" in results[1]
     assert (tmp_path / "a.png").stat().st_size > 1000

@@ -30,7 +30,9 @@ def test_an_option_is_one_key_for_all_images(frontier, title):
     config, encrypt, order = frontier.make_encrypt(variant(frontier, title), 48)
     found = encrypt(images)
     assert len(found) == 3 and (config.patch_shape is not None) == (title == "NeuraCrypt")
-    assert np.array_equal(found[0], found[2]) == (title != "noise 16") and not np.array_equal(found[0], found[1])
+    # NeuraCrypt's float32 values may differ in their last digits.
+    alike = [np.allclose(found[0].astype(np.float32), each, atol=1e-3) for each in found[1:]]
+    assert alike == [False, title != "noise 16"]
     assert (order is not None) == (title == "blocks") and np.array_equal(found, images) == (title == "plain images")
     if title == "noise 16":
         assert (found[0].astype(int) - found[2]).std() == pytest.approx(16 * 2**0.5, rel=0.2)

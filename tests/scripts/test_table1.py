@@ -10,7 +10,7 @@ import torch
 from PIL import Image as PILImage
 
 from hf_neuracrypt.errors import NeuraCryptError
-from tests.helpers import load_script, make_images
+from tests.helpers import batch, load_script, make_images
 
 
 RUN = {"accuracy": 50.0, "best_on_test": 55.0, "wrong_key": 10.0, "neighbours": 0.0, "parameters": 1, "seconds": 3}
@@ -20,7 +20,7 @@ RUN = {"accuracy": 50.0, "best_on_test": 55.0, "wrong_key": 10.0, "neighbours": 
 def table(monkeypatch):
     pytest.importorskip("sklearn")
     pytest.importorskip("matplotlib")
-    module = load_script("reproduce_table1")
+    module = load_script("table1")
     recipe = module.Recipe(2, 8, "sgd", 0.1, 1)
     tiny = {"train": 16, "test": 8, "pyramid": {"depth": 8, "widening": 6}, "eval_steps": 1, "shakedrop_recipe": recipe}
     recipe = dataclasses.replace(recipe, optimizer="adamw")
@@ -31,7 +31,7 @@ def table(monkeypatch):
 
 
 def call(table, monkeypatch, *words: object) -> None:
-    monkeypatch.setattr(sys, "argv", ["reproduce_table1.py", *map(str, words)])
+    monkeypatch.setattr(sys, "argv", ["table1.py", *map(str, words)])
     table.main()
 
 
@@ -77,18 +77,19 @@ def test_a_pretrained_vit_and_the_original_settings(table, vit_config, tmp_path)
     assert usual.config.hidden_dropout_prob == 0 and usual.classifier.weight.any()
 
 
-def test_augmentation_is_before_encryption_and_of_the_published_kind(table):
+def test_augmentation_is_before_encryption_and_of_the_published_kind():
+    data = load_script("table1_data")
     gradient = np.broadcast_to(np.arange(64, dtype=np.uint8)[:, None, None], (64, 64, 3))  # rows grow downwards
     image = PILImage.fromarray(np.ascontiguousarray(gradient))
     torch.manual_seed(0)
     areas = []
     for _ in range(200):
-        width, height = table.resized_crop(image).size
+        width, height = data.resized_crop(image).size
         areas.append(width * height / 64**2)
         assert 0.7 < width / height < 1.43 or width * height < 500  # small sides are rounded
     assert min(areas) < 0.15 and max(areas) > 0.85 and 0.04 < min(areas)
     ramp = PILImage.fromarray(np.ascontiguousarray(gradient.transpose(1, 0, 2) + 64))  # grows to the right
-    seen = [np.asarray(table.shift_and_flip(ramp)) for _ in range(50)]
+    seen = [np.asarray(data.shift_and_flip(ramp)) for _ in range(50)]
     assert {array.shape for array in seen} == {(64, 64, 3)}
     assert {bool(array[32, 40, 0] > array[32, 24, 0]) for array in seen} == {True, False}, "mirrored or not"
     assert len({array.tobytes() for array in seen}) > 20, "moved"
@@ -120,7 +121,7 @@ def test_ciphertexts_do_not_depend_on_the_precision_of_training(table, insecure_
         def forward(self, pixel_values, labels):
             return pixel_values
 
-    images = torch.from_numpy(make_images(4, 32))
-    expected = encoder.encrypt(images.permute(0, 3, 1, 2)).float() / 127.5 - 1
+    images = batch(make_images(4, 32))
+    expected = encoder.encrypt(images).float() / 127.5 - 1
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(table.OnCiphertexts(Seen(), encoder)(images, None), expected)
