@@ -82,6 +82,12 @@ def _explain_status(status: int, name: str, text: str) -> str:
     return f"the Hub refuses {name} (status {status}): {text}"
 
 
+def may_have_files(model: str, filenames: list[str]) -> bool:
+    """Whether a model's repository holds one of these files; offline, that is not known. Raises HubError."""
+    with hub_errors(model):
+        return constants.HF_HUB_OFFLINE or bool(HfApi().get_paths_info(model, filenames))
+
+
 def read_small_file(name: str, filename: str, repo_type: str, revision: str | None, max_bytes: int) -> str | None:
     """Text of a file in a repository, its size looked at before it is fetched; None if the file is not there.
 

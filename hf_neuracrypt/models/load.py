@@ -14,12 +14,13 @@ from transformers import (
 
 from hf_neuracrypt.data.record import Record
 from hf_neuracrypt.errors import ConfigError, HubError, NeuraCryptError, first_line
-from hf_neuracrypt.hub import explain, may_be_repository, offline, read_small_file
+from hf_neuracrypt.hub import explain, may_be_repository, may_have_files, offline, read_small_file
 from hf_neuracrypt.models.embeddings import at_size
 from hf_neuracrypt.models.neuracrypt_vit import NeuraCryptViTConfig, NeuraCryptViTForImageClassification
 
 
 MAX_CONFIG_BYTES = 10_000_000
+WEIGHTS = ["model.safetensors", "model.safetensors.index.json"]
 MAX_LAYERS, MAX_SIZE = 1_000, 1_000_000
 
 
@@ -62,6 +63,8 @@ def model_records(config: PreTrainedConfig) -> list[Record]:
 
 def load_classifier(model: str) -> PreTrainedModel:
     """The model alone, in evaluation mode, from safetensors alone. Raises NeuraCryptError."""
+    if not Path(model).exists() and not may_have_files(model, WEIGHTS):
+        raise HubError(f"cannot load the model {model}: it has no weights in safetensors files")
     with one_line(model):
         return AutoModelForImageClassification.from_pretrained(
             model, trust_remote_code=False, use_safetensors=True
@@ -69,14 +72,16 @@ def load_classifier(model: str) -> PreTrainedModel:
 
 
 @contextmanager
-def one_line(model: str) -> Iterator[None]:
+def one_line(model: str, verb: str = "load") -> Iterator[None]:
     """Whatever goes wrong with a model that may be a stranger's, in one line. Raises NeuraCryptError."""
     try:
         yield
     except NeuraCryptError:
         raise
     except Exception as error:  # transformers raises whatever it stumbles over
-        raise NeuraCryptError(explain(error, model) or f"cannot use the model {model}: {first_line(error)}") from None
+        raise NeuraCryptError(
+            explain(error, model) or f"cannot {verb} the model {model}: {first_line(error)}"
+        ) from None
 
 
 def load_model(

@@ -89,7 +89,7 @@ class LocalModel:
     @torch.inference_mode()
     def __call__(self, stored: Sequence[Any], top_k: int) -> list[Answer]:
         pixel_values = self.stored.pixel_values(stored)
-        with one_line(self.name):
+        with one_line(self.name, "use"):
             scores = self.model(pixel_values=pixel_values).logits.float().softmax(-1)
         best, names = scores.topk(min(top_k, scores.shape[1])), dict(self.model.config.id2label or {})
         return [

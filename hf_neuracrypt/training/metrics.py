@@ -87,7 +87,7 @@ def evaluate_model(
     names, metric, config = splits.label_names, Accuracy(), load_model_config(model)
     classifier, read = load_classifier(model), reader(splits.records, config.image_size)
     start = time.perf_counter()
-    with tqdm(total=len(data), desc="Evaluating", unit=" images") as bar, one_line(model):
+    with tqdm(total=len(data), desc="Evaluating", unit=" images") as bar, one_line(model, "use"):
         for batch in undecoded(data, splits.columns).iter(batch_size):
             answers = _labels(classifier, read(batch[splits.columns.image]))
             # A label the dataset does not know counts as wrong.
