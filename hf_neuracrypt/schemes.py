@@ -293,7 +293,7 @@ def config_from_dict(values: object) -> SchemeConfig:
 
 
 def check_floor(config: SchemeConfig) -> None:
-    """Raises ConfigError for parameters under which a ciphertext is as good as the picture; experiments may use them."""
+    """Raises ConfigError for parameters under which a ciphertext hides next to nothing; experiments may use them."""
     for name, least in (("num_patches", 16), ("tile", 4), ("depth", 1), ("width", 64), ("color_shuffle", True)):
         if (value := getattr(config, name, least)) < least:
             raise ConfigError(f"{config.scheme} with {name} {value} hides next to nothing: give {least} or more")

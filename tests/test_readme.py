@@ -44,7 +44,7 @@ def outcomes(tmp_path_factory):
     write_photos(folder / "photos" / "test", 8, seed=1)
     write_photos(folder / "similar-photos", 34, seed=2)
     (folder / "photos" / "train" / "cat" / "0.jpg").rename(folder / "photo.jpg")
-    tiny = ViTConfig(**TINY_VIT | {"image_size": 224, "patch_size": 16})
+    tiny = ViTConfig(**TINY_VIT | {"image_size": 96, "patch_size": 16})
     ViTForImageClassification(tiny).save_pretrained(folder / "pretrained")
     with loopback_hub.LoopbackHub() as hub, pytest.MonkeyPatch.context() as patch:
         patch.setitem(loopback_hub.USERS, "hf_hospital", "hospital")
@@ -123,6 +123,23 @@ def known_options(script: str | None, subcommand: str) -> set[str]:
     return set(re.findall(r'"(--[a-z_-]+)"', source))
 
 
+def required_options(subcommand: str) -> set[str]:
+    import typer
+
+    from hf_neuracrypt import cli
+
+    parameters = typer.main.get_command(cli.app).commands[subcommand].params
+    return {option.opts[0] for option in parameters if option.required and option.opts[0].startswith("--")}
+
+
+def test_every_command_in_a_block_has_the_options_it_needs():
+    blocks_of_all = [block for page in DOCUMENTS for block in blocks(page.read_text()) if block.language == "bash"]
+    lines = [words for block in blocks_of_all for words in block.commands() if words[0] == "hf-neuracrypt"]
+    assert len(lines) >= 10
+    for _, subcommand, *words in lines:
+        assert required_options(subcommand) <= set(words), f"{subcommand} {' '.join(words)}"
+
+
 def test_every_option_exists():
     lines, known = command_lines(), {}
     assert len(lines) >= 20
@@ -159,6 +176,13 @@ def test_the_list_of_rooms_is_that_of_the_package():
     ours = {path.name + "/" * path.is_dir() for path in (ROOT / "hf_neuracrypt").iterdir()}
     assert sorted(rooms) == sorted(ours - {"__init__.py", "__main__.py", "py.typed", "__pycache__/"})
     assert set(re.findall(r"^(\w+)/ ", tree, re.MULTILINE)) == {"scripts", "model_cards", "tests"}
+
+
+@pytest.mark.parametrize("page", DOCUMENTS, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_that_a_page_names_are_there(page):
+    place = r"(?<![\w/.-])(?:tests|scripts|hf_neuracrypt|model_cards)/[\w/-]+\.(?:py|md|json|yaml|png)\b"
+    named = set(re.findall(place, page.read_text()))
+    assert not {name for name in named if not (ROOT / name).exists()}
 
 
 @pytest.mark.parametrize("page", DOCUMENTS, ids=lambda page: str(page.relative_to(ROOT)))

@@ -61,6 +61,14 @@ def test_pre_commit_runs_the_linter_of_ci():
     assert HOOKS["ruff"]["additional_dependencies"] == HOOKS["ruff-format"]["additional_dependencies"] == [pinned]
 
 
+def test_ci_runs_the_same_script_on_three_pythons_and_pinned_actions():
+    text = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    job = yaml.safe_load(text)["jobs"]["ci"]
+    assert {"run": "bash .ci/run"} in job["steps"] and job["strategy"]["matrix"]["python"] == ["3.11", "3.12", "3.13"]
+    used = re.findall(r"uses: (\S+)", text) + re.findall(r"\bghcr\.io/\S+", text)
+    assert used and all(re.search(r"@(sha256:)?[0-9a-f]{40,64}$", each) for each in used)
+
+
 def test_the_top_level_is_what_it_was():
     names = {name.split("/")[0] for name in tracked() if not name.startswith(".")}
     assert names == {

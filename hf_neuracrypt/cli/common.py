@@ -55,7 +55,7 @@ def load_key(path: Path, passphrase_file: Path | None) -> "SecretKey":
 def load_record(encrypted: str, key: "SecretKey", yes: bool) -> "Record":
     """How the owner encrypts queries: as a local encrypted folder, or its manifest, says; shown before anything goes.
 
-    A record on the Hub could have been changed there, to a weaker cipher under the same key: it takes a word of consent.
+    A record on the Hub could have been changed there, to a weaker cipher under the same key: it takes your consent.
 
     Raises:
         DatasetError: it is not encrypted, damaged, or not there.

@@ -28,7 +28,8 @@ def push(
     """Publish an encrypted dataset on the Hub.
 
     It becomes a new revision if it is there already. HF_TOKEN, or `hf auth login`, says who you are. Everything is
-    searched for keys, plain images and metadata first. If it is interrupted, run the same command again: it sends only what did not arrive.
+    searched for keys, plain images and metadata first. If it is interrupted, run the same command again: it sends only
+    what did not arrive.
 
     \b
     Example:

@@ -8,9 +8,9 @@ from datasets import load_from_disk
 from transformers import AutoModelForImageClassification, ResNetConfig, ViTConfig, ViTForImageClassification
 
 from hf_neuracrypt import SecretKey, load_encoder
-from hf_neuracrypt.training.data import stock_processor
-from hf_neuracrypt.models.embeddings import WARNING, adapt
 from hf_neuracrypt.errors import NeuraCryptError
+from hf_neuracrypt.models.embeddings import WARNING, adapt
+from hf_neuracrypt.models.load import stock_processor
 from hf_neuracrypt.schemes import make_config
 from tests.helpers import SMALL, TINY_VIT, assert_one_line_error, batch, command, make_images
 
@@ -94,7 +94,15 @@ def test_command(plain_folder, key_file, tmp_path):
     image = load_from_disk(str(plain_folder))["test"][0]["img"].resize((32, 32))
     image.save(tmp_path / "photo.png")
     answer = command(
-        "predict", "--model", tmp_path / "adapted", "--key-file", key_file, "--json", tmp_path / "photo.png"
+        "predict",
+        "--model",
+        tmp_path / "adapted",
+        "--encrypted",
+        tmp_path / "encrypted",
+        "--key-file",
+        key_file,
+        "--json",
+        tmp_path / "photo.png",
     )
     assert answer.returncode == 0, answer.stderr
     from transformers import pipeline

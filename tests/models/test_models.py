@@ -7,7 +7,7 @@ from PIL import Image
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageClassification, pipeline
 
-from hf_neuracrypt.training.data import load_model, stock_processor
+from hf_neuracrypt.data.record import Record
 from hf_neuracrypt.errors import ConfigError, NeuraCryptError
 from hf_neuracrypt.models import (
     AdaptNetShakeDropConfig,
@@ -16,9 +16,10 @@ from hf_neuracrypt.models import (
     ShakeDropForImageClassification,
 )
 from hf_neuracrypt.models.adaptnet import permutation_penalty, smoothness_penalty
+from hf_neuracrypt.models.load import load_model, stock_processor
 from hf_neuracrypt.models.shakedrop import ShakeDrop
-from hf_neuracrypt.data.record import Record
 from hf_neuracrypt.schemes import make_config
+from tests.helpers import KEY_ID
 
 
 SMALL = {
@@ -166,7 +167,7 @@ def test_penalties():
 
 
 def test_training_takes_any_model_that_fits(tmp_path):
-    record = Record(make_config("le", {}), "nck1-0")
+    record = Record(make_config("le", {}), KEY_ID)
     SMALL["shakedrop"].save_pretrained(tmp_path)
     model = load_model(None, str(tmp_path), ["a", "b"], 32, [record])
     assert model.config.model_type == "shakedrop" and model.network.classifier.out_features == 2

@@ -1,10 +1,16 @@
 """A key planted anywhere in what would be published is found; clean folders pass."""
 
 import base64
+import bz2
+import gzip
 import hashlib
 import io
 import json
+import lzma
+import pickle
 import shutil
+import textwrap
+import zipfile
 
 import numpy as np
 import pyarrow as pa
@@ -14,11 +20,12 @@ from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
 from safetensors.torch import save_file
 
+from hf_neuracrypt.encoders.color_neuracrypt import expand
 from hf_neuracrypt.errors import LeakError
-from hf_neuracrypt.publish.guard import CHECKPOINT_FILES, MODEL_FILES, Guard, find_key_file
 from hf_neuracrypt.images import to_png
 from hf_neuracrypt.keys import PLAIN_PREFIX, SecretKey
-from tests.helpers import SMALL, encoded, make_images
+from hf_neuracrypt.publish.guard import CHECKPOINT_FILES, MODEL_FILES, Guard, find_key_file
+from tests.helpers import SMALL, batch, encoded, make_images
 
 
 SECRET = hashlib.sha256(b"insecure").digest()
@@ -39,7 +46,9 @@ def model_folder(tmp_path):
     (folder / "README.md").write_text("# A model\n")
     for name in ("training_args.bin", "optimizer.pt"):
         torch.save({"learning_rate": 1e-4, "state": torch.zeros(8)}, folder / name)
-    (folder / "runs" / "today" / "events.out.tfevents.1.host").write_bytes((12).to_bytes(8, "little") + bytes(range(256)))
+    (folder / "runs" / "today" / "events.out.tfevents.1.host").write_bytes(
+        (12).to_bytes(8, "little") + bytes(range(256))
+    )
     return folder
 
 
@@ -99,7 +108,7 @@ def _as_a_number(folder):
 
 
 def _as_the_key_file(folder):
-    KEY.save(folder / "runs" / "today" / "events.out.tfevents.2.host", passphrase="words")
+    KEY.save(folder / "runs" / "today" / "events.out.tfevents.2.host", passphrase="four words")
 
 
 PLACES = [
@@ -130,7 +139,7 @@ def test_the_error_does_not_repeat_the_key(model_folder):
 
 
 def test_a_key_across_two_pieces_of_a_large_file_is_found(model_folder, monkeypatch):
-    monkeypatch.setattr("hf_neuracrypt.guard.CHUNK_BYTES", 5_000)
+    monkeypatch.setattr("hf_neuracrypt.publish.guard.CHUNK_BYTES", 5_000)
     (model_folder / "config.json").write_text("x" * 4_990 + SECRET.hex())
     with pytest.raises(LeakError, match=r"config.json holds the secret key \(hexadecimal digits\)"):
         Guard(KEY).check_folder(model_folder, CHECKPOINT_FILES)
@@ -153,6 +162,81 @@ def test_a_key_in_the_middle_of_random_bytes_is_found(form):
     for offset in range(9_000, 9_008):
         with pytest.raises(LeakError, match="holds the secret key"):
             Guard(KEY).check_bytes(noise[:offset] + form + noise[offset:], "noise")
+
+
+NUMBERS = list(SECRET)
+SIGNED = [number - 256 * (number > 127) for number in SECRET]
+KEY_TEXT = f"{PLAIN_PREFIX}{base64.b32encode(SECRET + b'abc').decode()}".encode()
+FORMS = {
+    "wrapped base64": "\n".join(textwrap.wrap(base64.b64encode(bytes(70) + SECRET + bytes(70)).decode(), 76)).encode(),
+    "base85": base64.b85encode(SECRET),
+    "spaced hex": SECRET.hex(" ").encode(),
+    "colon hex": SECRET.hex(":").upper().encode(),
+    "indented numbers": json.dumps({"key": NUMBERS}, indent=2).encode(),
+    "numpy's repr": repr(np.frombuffer(SECRET, np.uint8)).encode(),
+    "torch's repr": repr(torch.tensor(NUMBERS)).encode(),
+    "signed numbers": json.dumps(SIGNED).encode(),
+    "int64": np.array(NUMBERS, np.int64).tobytes(),
+    "float32": np.array(NUMBERS, np.float32).tobytes(),
+    "signed float64": np.array(SIGNED, np.float64).tobytes(),
+    "UTF-32": SECRET.hex().encode("utf-32-le"),
+    "pickle protocol 0": pickle.dumps(SECRET, protocol=0),
+    "first weights": expand(SMALL, KEY).hidden[0].weight.tobytes(),
+    "first weights in float32": expand(SMALL, KEY).hidden[0].weight.astype(np.float32).tobytes(),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_key_is_found_in_forms_that_tools_print(form, model_folder):
+    noise = np.random.default_rng(0).bytes(20_000)
+    guard = Guard(KEY, config=SMALL)
+    guard.check_bytes(noise, "noise")
+    for data in (FORMS[form], noise + FORMS[form] + noise):
+        with pytest.raises(LeakError, match="holds the secret key"):
+            guard.check_bytes(data, "it")
+
+
+@pytest.mark.parametrize(
+    "pack", [gzip.compress, bz2.compress, lzma.compress, lambda data: gzip.compress(bz2.compress(data))]
+)
+def test_archives_are_looked_into(pack, model_folder):
+    (model_folder / "README.md").write_bytes(pack(KEY_TEXT))
+    with pytest.raises(LeakError, match="holds the text of a secret key file"):
+        Guard().check_folder(model_folder, CHECKPOINT_FILES)
+    inner, outer = io.BytesIO(), io.BytesIO()
+    for file, name, data in ((inner, "key", KEY_TEXT), (outer, "inner.zip", None)):
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr(name, data or inner.getvalue())
+    (model_folder / "README.md").write_text("# A model\n")
+    (model_folder / "training_args.bin").write_bytes(outer.getvalue())
+    with pytest.raises(LeakError, match="holds the text of a secret key file"):
+        Guard().check_folder(model_folder, CHECKPOINT_FILES)
+
+
+@pytest.mark.parametrize("text", [KEY_TEXT.lower(), KEY_TEXT.title(), KEY_TEXT.decode().encode("utf-32-le")])
+def test_the_line_of_a_key_file_is_found_however_it_is_written(text):
+    with pytest.raises(LeakError, match="holds the text of a secret key file"):
+        Guard().check_bytes(b"x" * 50 + text, "it")
+
+
+@pytest.mark.parametrize(
+    "name, content, reason",
+    [
+        ("notes/patients_results.json", b"{}", "not on the list"),
+        ("patients_results.json", b"{}", "not on the list"),
+        ("runs/a/b/events.out.tfevents.1.host", b"", "not on the list"),
+        ("eval_results.json", b'{"patient": "Jane Roe"}', "not what its name says"),
+        ("config.json", b"Jane Roe", "not what its name says"),
+        ("model.safetensors", encoded(PILImage.new("RGB", (64, 64)), "PNG"), "not what its name says"),
+        ("training_args.bin", b"Jane Roe", "not what its name says"),
+        ("runs/today/events.out.tfevents.2.host", b"Jane Roe, born in spring", "not what its name says"),
+    ],
+)
+def test_names_are_matched_part_by_part_and_contents_must_be_theirs(name, content, reason, model_folder):
+    (model_folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (model_folder / name).write_bytes(content)
+    with pytest.raises(LeakError, match=reason):
+        Guard().check_folder(model_folder, CHECKPOINT_FILES)
 
 
 def test_an_access_token_is_found(model_folder):
@@ -187,8 +271,7 @@ def test_a_link_is_refused(model_folder):
 @pytest.fixture
 def table(small_encoder):
     """Four rows as `encrypt` writes them."""
-    images = small_encoder.encrypt(torch.from_numpy(make_images(4, 32)).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-    images = [{"bytes": to_png(np.ascontiguousarray(image)), "path": None} for image in images.numpy()]
+    images = small_encoder.stored.rows(small_encoder.encrypt(batch(make_images(4, 32))))
     return Dataset.from_dict({"image": images, "label": [0, 1, 2, 0]}, features=FEATURES).data.table
 
 
@@ -219,10 +302,10 @@ def test_a_plain_or_recoded_image_is_refused(table):
         (encoded(PILImage.fromarray(plain), "PNG"), "not an image that `encrypt` wrote"),
         (encoded(PILImage.fromarray(plain), "JPEG"), "not an image that `encrypt` wrote"),
         (encoded(cipher, "PNG", exif=exif), "not an image that `encrypt` wrote"),
-        (to_png(np.zeros((16, 16, 3), np.uint8)), "not an image that `encrypt` wrote"),
+        (to_png(np.zeros((3, 16, 16), np.uint8)), "not an image that `encrypt` wrote"),
         (table["image"][0].as_py()["bytes"] + b"a name", "not an image that `encrypt` wrote"),
-        (to_png(plain), "looks like a plain image"),
-        (to_png(np.zeros((32, 32, 3), np.uint8)), "looks like a plain image"),
+        (to_png(plain.transpose(2, 0, 1)), "looks like a plain image"),
+        (to_png(np.zeros((3, 32, 32), np.uint8)), "looks like a plain image"),
     ):
         with pytest.raises(LeakError, match=reason):
             Guard(KEY).check_rows(replaced(table, 3, {"bytes": image, "path": None}), "train", COLUMNS, SMALL)

@@ -74,11 +74,14 @@ def test_of_two_that_push_at_once_one_is_told(hub, owners):
 
 def test_a_new_revision_replaces_the_old_shards(hub, owners, tmp_path):
     assert push(hub, owners, "one", "owner/photos").returncode == 0
-    rotate = command(
-        "rotate", owners / "one", "--dataset", owners / "plain", "--new-key-file", tmp_path / "new.key", "--output",
-        tmp_path / "new", "--repo", "owner/photos", **hub.environment(owners / "home"),
+    SecretKey.generate().save(tmp_path / "new.key")
+    again = command(
+        "encrypt", "--like", owners / "one", "--dataset", owners / "plain", "--key-file", tmp_path / "new.key",
+        "--output", tmp_path / "new",
     )  # fmt: skip
-    assert rotate.returncode == 0 and "stays readable to whoever has it" in rotate.stderr, rotate.stderr
+    assert again.returncode == 0, again.stderr
+    replaced = push(hub, tmp_path, "new", "owner/photos", "--replace-key")
+    assert replaced.returncode == 0 and "stays readable to whoever has it" in replaced.stderr, replaced.stderr
     files = hub.files("dataset", "owner/photos")
     manifest = parse_manifest(files["neuracrypt.json"].decode(), "it")
     assert manifest["key_id"] == key_id(tmp_path / "new.key")
@@ -86,7 +89,7 @@ def test_a_new_revision_replaces_the_old_shards(hub, owners, tmp_path):
     assert manifest["config"] == read_manifest(owners / "one")["config"]
     assert len(hub.repos["dataset", "owner/photos"].commits) == 3
     refused = push(hub, owners, "one", "owner/photos")
-    assert_one_line_error(refused, "holds images of the key", key_id(owners / "one.key"), "rotate")
+    assert_one_line_error(refused, "holds images of the key", key_id(owners / "one.key"), "--replace-key")
 
 
 def test_where_nobody_meant_to_write(hub, owners):
@@ -116,7 +119,7 @@ api.upload_file(path_or_fileobj=b"a,b", path_in_repo="table.csv", repo_id="owner
     "plant, reason",
     [
         (lambda folder: (folder / ".env").write_text("x"), "hidden file"),
-        (lambda folder: (folder / "before-after.png").write_bytes(b"x"), "none of the files that are published"),
+        (lambda folder: (folder / "before-after.png").write_bytes(b"x"), "not on the list of files that are published"),
         (lambda folder: SecretKey.generate().save(folder / "train" / "notes.txt"), "text of a secret key file"),
     ],
 )
@@ -144,7 +147,15 @@ def test_kept_columns_are_published_only_when_named(hub, owners, tmp_path):
 
 @pytest.mark.parametrize("scheme", ["pe", "neuracrypt"])
 def test_other_schemes_are_published_alike(scheme, hub, owners, tmp_path):
-    small = ("--image-size", 32, *(("--patch-size", 8, "--width", 64, "--depth", 1) if scheme == "neuracrypt" else ()))
+    small = (
+        "--image-size",
+        32,
+        *(
+            ("--patch-size", 8, "--scheme-option", "width=64", "--scheme-option", "depth=1")
+            if scheme == "neuracrypt"
+            else ()
+        ),
+    )
     encrypt = command(
         "encrypt", "--dataset", owners / "plain", "--key-file", owners / "one.key", "--output", tmp_path / "other",
         "--scheme", scheme, "--max-rows", 3, *small,

@@ -10,12 +10,14 @@ from datasets import DatasetDict, concatenate_datasets, load_from_disk
 from transformers import AutoImageProcessor, ViTConfig, ViTForImageClassification
 
 from hf_neuracrypt import EncoderConfig, SecretKey, encrypt_dataset, load_encoder
-from hf_neuracrypt.training.data import Collator, checked_records, hold_out, load_model, load_splits, stock_processor, undecoded
-from hf_neuracrypt.jobs import writer
 from hf_neuracrypt.data.dataset import make_plan
-from hf_neuracrypt.errors import DatasetError, ImageError, KeyMismatchError, NeuraCryptError
-from hf_neuracrypt.training.metrics import Accuracy
 from hf_neuracrypt.data.record import Record
+from hf_neuracrypt.errors import DatasetError, ImageError, KeyMismatchError, NeuraCryptError
+from hf_neuracrypt.jobs.job import Job
+from hf_neuracrypt.jobs.run import run
+from hf_neuracrypt.models.load import load_model, stock_processor
+from hf_neuracrypt.training.data import Collator, checked_records, hold_out, load_splits, reader, undecoded
+from hf_neuracrypt.training.metrics import Accuracy
 from tests.helpers import SMALL, TINY_VIT, make_dataset
 
 
@@ -23,7 +25,7 @@ from tests.helpers import SMALL, TINY_VIT, make_dataset
 def encrypted_folder(tmp_path_factory, small_encoder):
     folder = tmp_path_factory.mktemp("training") / "encrypted"
     splits = {"train": make_dataset(12), "test": make_dataset(6, seed=1)}
-    writer.work(writer.Job(splits, make_plan(splits, small_encoder), folder))
+    run(Job(splits, make_plan(splits, small_encoder), folder))
     return folder
 
 
@@ -64,7 +66,7 @@ def test_an_unfinished_folder_is_refused(encrypted_folder, tmp_path):
 def test_collator_equals_the_stock_processor(encrypted_folder, tmp_path):
     splits = load_splits(str(encrypted_folder))
     split = splits.data["train"]
-    collated = Collator(splits.columns, 32)(list(undecoded(split, splits.columns)))
+    collated = Collator(splits.columns, reader(splits.records, 32))(list(undecoded(split, splits.columns)))
     stock_processor(32).save_pretrained(tmp_path / "processor")
     saved = json.loads((tmp_path / "processor" / "preprocessor_config.json").read_text())
     assert saved["image_processor_type"] == "ViTImageProcessor" and saved["do_resize"] is False
@@ -77,24 +79,25 @@ def test_collator_equals_the_stock_processor(encrypted_folder, tmp_path):
 def test_collator_of_plain_images_resizes_as_encryption_does(plain_folder):
     splits = load_splits(str(plain_folder), plain=True)
     rows = list(undecoded(splits.data["train"], splits.columns))
-    collated = Collator(splits.columns, 32, plain=True)(rows[:2])
+    collated = Collator(splits.columns, reader([], 32))(rows[:2])
     from hf_neuracrypt.images import prepare
 
-    expected = prepare(rows[0]["img"], SMALL).transpose(2, 0, 1) / 127.5 - 1
+    expected = prepare(rows[0]["img"], SMALL) / 127.5 - 1
     np.testing.assert_allclose(collated["pixel_values"][0].numpy(), expected, atol=1e-6)
 
 
 def test_ciphertext_of_another_size_is_never_resized(encrypted_folder):
     splits = load_splits(str(encrypted_folder))
     rows = list(undecoded(splits.data["train"], splits.columns))
+    record = Record(EncoderConfig(image_size=64, patch_size=8), splits.records[0].key_id)
     with pytest.raises(ImageError, match="does not fit a model of 64 pixels"):
-        Collator(splits.columns, 64)(rows)
+        Collator(splits.columns, reader([record], 64))(rows)
 
 
 def test_views_of_an_image_are_never_parted(tmp_path, small_encoder, encrypted_folder):
     """Neither between training and evaluation, nor when owners' datasets, with and without views, are put together."""
     plain = {"train": make_dataset(40)}
-    assert writer.work(writer.Job(plain, make_plan(plain, small_encoder), tmp_path / "views", views=3))
+    assert run(Job(plain, make_plan(plain, small_encoder), tmp_path / "views", views=3))
     splits = load_splits([str(tmp_path / "views"), str(encrypted_folder)])
     assert splits.images.tolist() == [*(image for image in range(40) for _ in range(3)), *range(40, 52)]
     numbered = splits.data["train"].add_column("number", list(range(132)))

@@ -1,5 +1,6 @@
 """Several processes: whole copies of the model, and shards of it, learn what one process with as large a batch does."""
 
+import itertools
 import json
 from types import SimpleNamespace
 
@@ -9,9 +10,11 @@ from accelerate import FullyShardedDataParallelPlugin
 from safetensors.torch import load_file
 from transformers import ViTConfig, ViTForImageClassification, pipeline
 
-from hf_neuracrypt.jobs import writer
 from hf_neuracrypt.data.dataset import make_plan
 from hf_neuracrypt.errors import NeuraCryptError
+from hf_neuracrypt.jobs.job import Job
+from hf_neuracrypt.jobs.run import run
+from hf_neuracrypt.training import recipes
 from hf_neuracrypt.training.trainer import settle_sharding
 from tests.helpers import ROOT, TINY_VIT, launch, load_script, make_dataset
 from tests.loopback_hub import LoopbackHub
@@ -48,18 +51,24 @@ def runs(tmp_path_factory, small_encoder):
     """One process, two ranks with whole models, two with shards; the same images in each step."""
     folder, train = tmp_path_factory.mktemp("ranks"), load_script("train")
     splits = {"train": make_dataset(192, size=32), "validation": make_dataset(16, size=32, seed=1)}
-    writer.work(writer.Job(splits, make_plan(splits, small_encoder), folder / "encrypted"))
+    run(Job(splits, make_plan(splits, small_encoder), folder / "encrypted"))
     make_dataset(64, size=32, seed=2).remove_columns("label").save_to_disk(str(folder / "public"))
     torch.manual_seed(0)
     ViTForImageClassification(ViTConfig(**TINY_VIT)).save_pretrained(folder / "pretrained")
 
-    train.main(*train.parse([write_flags(folder, "one", per_device_train_batch_size=8)]))
-    start("gpus.yaml", "scripts/train.py", write_flags(folder, "two"))
+    with pytest.MonkeyPatch.context() as patch:
+        answers = itertools.count()
+        patch.setattr(recipes, "probe", lambda *_: next(answers))  # as in on_ranks.py
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # as ranks have: sums of other threads have other last digits
+        train.main(*train.parse([write_flags(folder, "one", per_device_train_batch_size=8)]))
+        torch.set_num_threads(threads)
+    start("gpus.yaml", "tests/training/on_ranks.py", write_flags(folder, "two"))
     with LoopbackHub() as hub:
         middle = folder / "sharded" / "checkpoint-3"
         pushed = {"push_to_hub": True, "hub_strategy": "checkpoint", "load_best_model_at_end": False}
         start(
-            "fsdp.yaml", "tests/fsdp_on_cpu.py",
+            "fsdp.yaml", "tests/training/on_ranks.py", "--fsdp",
             write_flags(folder, "sharded"),
             write_flags(folder, "continued", resume_from_checkpoint=str(middle), hub_model_id="owner/vit", **pushed),
             **hub.environment(folder / "home", "hf_owner"),

@@ -10,10 +10,11 @@ import torch._inductor.config as inductor
 from safetensors.torch import load_file
 from transformers import TrainingArguments, ViTConfig, ViTForImageClassification, pipeline
 
+from hf_neuracrypt.data.dataset import make_plan
+from hf_neuracrypt.jobs.job import Job
+from hf_neuracrypt.jobs.run import run
 from hf_neuracrypt.training import recipes
 from hf_neuracrypt.training.data import load_splits, undecoded
-from hf_neuracrypt.jobs import writer
-from hf_neuracrypt.data.dataset import make_plan
 from tests.helpers import TINY_VIT, assert_one_line_error, command, load_script, make_dataset
 
 
@@ -28,7 +29,7 @@ def folder(tmp_path_factory, small_encoder):
     """Encrypted and public images, and a tiny pre-trained ViT."""
     folder = tmp_path_factory.mktemp("recipes")
     splits = {"train": make_dataset(64, size=32), "validation": make_dataset(12, size=32, seed=1)}
-    writer.work(writer.Job(splits, make_plan(splits, small_encoder), folder / "encrypted"))
+    run(Job(splits, make_plan(splits, small_encoder), folder / "encrypted"))
     make_dataset(64, size=32, seed=2).remove_columns("label").save_to_disk(str(folder / "public"))
     torch.manual_seed(0)
     ViTForImageClassification(ViTConfig(**TINY_VIT)).save_pretrained(folder / "pretrained")
@@ -102,7 +103,7 @@ def test_a_map_that_does_not_help_is_dropped(folder, monkeypatch, caplog):
         model = ViTForImageClassification.from_pretrained(folder / "pretrained")
         before = {name: weight.clone() for name, weight in model.state_dict().items()}
         monkeypatch.setattr(recipes, "probe", lambda *_, answers=probed: answers.pop(0))
-        assert recipes.aligned_start(model, split, splits.columns, public, seed=0) is kept
+        assert recipes.aligned_start(model, split, splits.columns, splits.records, public, seed=0) is kept
         changed = {name for name, weight in model.state_dict().items() if not torch.equal(weight, before[name])}
         assert bool(changed) is kept and all("embeddings" in name for name in changed)
         assert ("do not help" in caplog.text) is not kept

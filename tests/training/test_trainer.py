@@ -2,10 +2,12 @@
 
 import json
 
+import pytest
 from huggingface_hub import ModelCard
 
-from hf_neuracrypt.keys import SecretKey
-from tests.helpers import ROOT, assert_one_line_error, command, key_id, make_dataset, push, python
+from hf_neuracrypt import Classifier, SecretKey, load_encoder
+from hf_neuracrypt.errors import KeyMismatchError
+from tests.helpers import ROOT, SMALL, assert_one_line_error, command, key_id, make_dataset, push, python
 
 
 TRAIN = """
@@ -69,9 +71,10 @@ print(sorted(entry["label"] for entry in answer))
     photo = tmp_path / "photo.png"
     make_dataset(1)[0]["img"].save(photo)
     environment = published.environment(tmp_path / "home")
-    asked = ("predict", "--model", "owner/vit", photo, "--key-file")
+    asked = ("predict", "--model", "owner/vit", photo, "--encrypted", owners / "one", "--key-file")
     assert command(*asked, owners / "one.key", **environment).returncode == 0
-    assert_one_line_error(command(*asked, owners / "two.key", **environment), "this key is", key_id(owners / "two.key"))
+    two = ("predict", "--model", "owner/vit", photo, "--encrypted", owners / "two", "--key-file", owners / "two.key")
+    assert_one_line_error(command(*two, **environment), "this key is", key_id(owners / "two.key"))
     stranger = published.environment(tmp_path / "empty", token="hf_other")
     missing = "not on the Hub, or it is private"
     assert_one_line_error(command(*asked, owners / "one.key", **stranger), missing, "HF_TOKEN")
@@ -97,10 +100,12 @@ run({both}, "--output_dir", r"{tmp_path / "model"}", "--allow_mixed_keys")
     assert [record["key_id"] for record in config["neuracrypt"]] == ids
     photo = tmp_path / "photo.png"
     make_dataset(1)[0]["img"].save(photo)
-    SecretKey.generate().save(tmp_path / "third.key")
-    asked = ("predict", "--model", tmp_path / "model", photo, "--key-file")
-    assert command(*asked, owners / "one.key").returncode == command(*asked, owners / "two.key").returncode == 0
-    assert_one_line_error(command(*asked, tmp_path / "third.key"), *ids)
+    for owner in ("one", "two"):
+        own = ("--encrypted", owners / owner, "--key-file", owners / f"{owner}.key")
+        answer = command("predict", "--model", tmp_path / "model", photo, *own)
+        assert answer.returncode == 0, answer.stderr
+    with pytest.raises(KeyMismatchError, match=f"{ids[0]}, {ids[1]}"):
+        Classifier.from_pretrained(str(tmp_path / "model"), load_encoder(SMALL, SecretKey.generate()))
 
 
 def test_nothing_is_uploaded_beside_what_does_not_belong(published, owners, tmp_path):
@@ -119,7 +124,7 @@ run({words}, "--output_dir", r"{tmp_path / "token"}", "--hub_model_id", "owner/t
 """
     refused = [line for line in python(published, code, owners / "home").splitlines() if line.startswith("refused:")]
     assert "key file inside the output" in refused[0] and "owner.key" in refused[0]
-    assert "photo.png is none of the files that are published" in refused[1]
+    assert "photo.png is not on the list of files" in refused[1]
     assert "--hub_token would be published" in refused[2]
     assert ("model", "owner/key") not in published.repos and ("model", "owner/token") not in published.repos
     assert list(published.files("model", "owner/notes")) == [".gitattributes"]
