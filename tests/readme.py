@@ -31,7 +31,7 @@ NOT_RUN = {
     "accelerate launch --config_file": "several GPUs: training/test_ranks.py runs both files with two processes",
 }
 INSTEAD = {
-    "hospital.key --output encrypted/": "hospital.key --output encrypted/ --image-size 96",  # minutes shorter
+    "hospital.key --output encrypted/": "hospital.key --output encrypted/ --image-size 96",  # a fifth of the pixels
     "image_size=224, patch_size=16": "image_size=96, patch_size=16",
     "google/vit-base-patch16-224-in21k": "pretrained/",  # a tiny ViT, instead of a download
     "scripts/experiments/figures.py": "scripts/experiments/figures.py --output figures/",  # the committed ones stay

@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests import loopback_hub
 from tests.helpers import ROOT, TINY_VIT, make_images
-from tests.readme import NOT_RUN, PAGES, Block, blocks, blocks_of_pages
+from tests.readme import INSTEAD, NOT_RUN, PAGES, Block, blocks, blocks_of_pages
 
 
 README = ROOT / "README.md"
@@ -85,9 +85,11 @@ def test_git_ignores_what_the_blocks_write(outcomes):
     assert {name.rstrip("/") for name in ignored} == {path.name for path in made}
 
 
-def test_what_is_not_run_is_there():
+def test_what_is_not_run_as_written_is_there():
     for start in NOT_RUN:
         assert any(block.text.startswith(start) for block in BLOCKS), start
+    for words in INSTEAD:
+        assert any(words in block.text for block in BLOCKS if block.reason is None), words
     targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     for target in re.findall(r"\bmake (\w+)", TEXT):
         assert target in targets, target
@@ -106,12 +108,20 @@ def command_lines() -> list[list[str]]:
     return [words for words in lines if "hf-neuracrypt" in words or any(word.startswith("scripts/") for word in words)]
 
 
+def parameters_of(subcommand: str) -> list:
+    """The options and arguments of `hf-neuracrypt SUBCOMMAND`."""
+    import typer
+
+    from hf_neuracrypt import cli
+
+    return typer.main.get_command(cli.app).commands[subcommand].params
+
+
 def known_options(script: str | None, subcommand: str) -> set[str]:
     """The options of `hf-neuracrypt SUBCOMMAND`, or of a script."""
     if script is None or script == "scripts/encrypt.py":
-        words = [sys.executable, "-m", "hf_neuracrypt", subcommand if script is None else "encrypt", "--help"]
-        shown = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-        return set(re.findall(r"--[a-z-]+", shown))
+        parameters = parameters_of(subcommand if script is None else "encrypt")
+        return {option for each in parameters for option in (*each.opts, *each.secondary_opts)} | {"--help"}
     source = (ROOT / script).read_text()
     if script == "scripts/train.py":
         from transformers import TrainingArguments
@@ -123,21 +133,13 @@ def known_options(script: str | None, subcommand: str) -> set[str]:
     return set(re.findall(r'"(--[a-z_-]+)"', source))
 
 
-def required_options(subcommand: str) -> set[str]:
-    import typer
-
-    from hf_neuracrypt import cli
-
-    parameters = typer.main.get_command(cli.app).commands[subcommand].params
-    return {option.opts[0] for option in parameters if option.required and option.opts[0].startswith("--")}
-
-
 def test_every_command_in_a_block_has_the_options_it_needs():
     blocks_of_all = [block for page in DOCUMENTS for block in blocks(page.read_text()) if block.language == "bash"]
     lines = [words for block in blocks_of_all for words in block.commands() if words[0] == "hf-neuracrypt"]
     assert len(lines) >= 10
     for _, subcommand, *words in lines:
-        assert required_options(subcommand) <= set(words), f"{subcommand} {' '.join(words)}"
+        needed = {each.opts[0] for each in parameters_of(subcommand) if each.required and each.opts[0][:2] == "--"}
+        assert needed <= set(words), f"{subcommand} {' '.join(words)}"
 
 
 def test_every_option_exists():

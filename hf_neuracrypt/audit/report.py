@@ -19,8 +19,9 @@ PICTURES, PICTURE_PIXELS = 6, 140  # rows of pictures, and what a picture is wid
 
 
 def write_report(audit: Audit, output: Path) -> None:
-    """Write `audit.json` and `audit.html` into a folder, which is created if it is missing."""
+    """Write `audit.json` and `audit.html`, which shows plain images, into a folder that nobody else may read."""
     output.mkdir(parents=True, exist_ok=True)
+    output.chmod(0o700)
     atomic_write(output / "audit.json", json.dumps(audit.to_dict(), indent=2) + "\n")
     page = render(
         "audit.html.jinja",
@@ -31,6 +32,8 @@ def write_report(audit: Audit, output: Path) -> None:
         pictures=list(_pictures(audit)),
     )
     atomic_write(output / "audit.html", page)
+    for file in ("audit.json", "audit.html"):
+        (output / file).chmod(0o600)
 
 
 def _pictures(audit: Audit) -> Iterator[list[str]]:

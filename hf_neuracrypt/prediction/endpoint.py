@@ -169,7 +169,7 @@ def _one_line(address: str) -> Iterator[None]:
 def _explain_status(error: HfHubHTTPError, address: str) -> str:
     status = error.response.status_code
     if status == 401:
-        return f"{address} asks who you are (status 401): set HF_TOKEN, and give --send-token elsewhere than at huggingface.co"
+        return f"{address} asks who you are (status 401): set HF_TOKEN; away from huggingface.co give --send-token"
     if status == 403:
         return f"{address} does not let you ask (status 403): use a token that may"
     if status == 404:

@@ -121,6 +121,9 @@ def test_two_runs_say_the_same_and_a_card_shows_it(work, reported, tmp_path):
     assert {row["name"] for row in one["rows"]} == set(ROWS) - {"deep", "unpaired"}
     grades = {row["name"]: row["grade"] for row in one["rows"]}
     assert grades["metadata"] == grades["key"] == "nothing found" and grades["labels"] == grades["order"] == "leaks"
+    assert [path.stat().st_mode & 0o777 for path in (reported, reported / "audit.html", reported / "audit.json")] == [
+        0o700, 0o600, 0o600,
+    ]  # fmt: skip
     page = (reported / "audit.html").read_text()
     assert "attacks tried" in " ".join(page.split()) or "attacks\npossible" in page
     assert page.count("<img") >= 8 and "http" not in page and len(page) < 1_000_000
