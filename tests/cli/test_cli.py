@@ -1,5 +1,6 @@
 """The owner's command as a user types it: what it prints, and that bad input is one line, a status, and no loss."""
 
+import functools
 import json
 import os
 import signal
@@ -311,7 +312,10 @@ def test_signals_leave_a_job_that_continues(sent, processes, key_file, tmp_path)
         "--shard-size", 1, *SMALL_FLAGS, "--num-proc",
     ]  # fmt: skip
     started = [sys.executable, str(tmp_path / "main.py"), *map(str, [*words, processes])]
-    with subprocess.Popen(started, stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True) as job:
+    heeds = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a suite in the background ignores it
+    with subprocess.Popen(
+        started, stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True, preexec_fn=heeds
+    ) as job:
         wait_until(lambda: (tmp_path / "hangs").exists() or job.poll() is not None)
         os.killpg(job.pid, sent) if sent == signal.SIGINT else job.send_signal(sent)
         stderr = job.communicate(timeout=300)[1]
