@@ -20,6 +20,14 @@ from tests.helpers import SMALL, SMALL_FLAGS, TINY_VIT, command, crops, make_dat
 from tests.loopback_hub import LoopbackHub
 
 
+LONGEST = ("test_ranks.py", "test_readme.py", "test_trainer.py", "test_recipes.py", "test_scripts.py", "test_cli.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that two processes that share the suite end together."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory):
     """Nothing of the suite lands in, or comes from, the user's cache."""
