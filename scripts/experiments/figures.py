@@ -118,7 +118,7 @@ def draw_throughput(path: Path) -> None:
         axes.text(rate, place, f" {rate:,.0f} ({rate / base:.1f} x float32)", va="center", color=charts.INK)
     axes.set_yticks(range(len(rates)), sorted(rates, key=lambda name: -rates[name]))
     axes.set_xlim(0, 1.3 * max(rates.values()))
-    axes.set_xlabel(f"images/s at 224 px; threads: {machine['threads']}, {machine['cpu']}")
+    axes.set_xlabel(f"images/s at 224 px; threads: {machine['threads']}, {machine['processor']}")
     for side, spine in axes.spines.items():
         spine.set_visible(side in ("left", "bottom"))
     charts.save(figure, path)
