@@ -3,27 +3,26 @@
 python scripts/app.py                      # what `make demo` left in demo/
 python scripts/app.py --model model/ --encrypted encrypted/ --key-file hospital.key --examples photos/
 
-It runs on this machine alone and is open to whoever uses this machine: while it runs, they can encrypt with your key,
-and pairs of picture and ciphertext are what an attack needs. Pictures are kept in a temporary folder, removed at the
-end; the key stays in the memory of this process.
+It runs on this machine alone, at an address that holds a random token: keep it to yourself. While the page runs, who
+has the address can encrypt with your key, and pairs of picture and ciphertext are what an attack needs. Other websites
+and other users of the machine are not answered. The key stays in the memory of this process. Pictures are kept in a
+temporary folder, neuracrypt-page-…, that you alone can read and that is removed at the end. After `kill -9` or a power
+cut they stay in it until the page is started again; on a disk, what was removed may still be recovered.
 """
 
 import argparse
 import base64
 import html
-import os
-import signal
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from private_page import serve, temporary_pictures
 from transformers.utils import logging
 
 from hf_neuracrypt import Classifier, SecretKey, load_encoder
@@ -204,38 +203,6 @@ def page(owner: Owner) -> "gradio.Blocks":
     return blocks
 
 
-def interrupt(*_: object) -> NoReturn:
-    """SIGTERM ends the page as Ctrl-C does."""
-    raise KeyboardInterrupt
-
-
-@contextmanager
-def temporary_pictures() -> Iterator[None]:
-    """Gradio keeps uploads in files: here, in a folder that only its owner reads and that goes with this process."""
-    signal.signal(signal.SIGTERM, interrupt)
-    with tempfile.TemporaryDirectory(prefix="neuracrypt-page-", ignore_cleanup_errors=True) as folder:
-        os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}
-        yield
-
-
-def serve(blocks: "gradio.Blocks", port: int | None, key_file: Path) -> None:
-    """Serve the page on this machine until Ctrl-C."""
-    import gradio as gr
-
-    theme = gr.themes.Base(primary_hue="indigo", neutral_hue="slate", font=["system-ui", "sans-serif"],
-                           font_mono=["ui-monospace", "monospace"])  # fmt: skip
-    try:
-        _, address, _ = blocks.queue(api_open=False).launch(
-            server_name="127.0.0.1", server_port=port, share=False, quiet=True, prevent_thread_lock=True, theme=theme,
-            css=CSS, footer_links=[], blocked_paths=[str(key_file.resolve())], max_file_size="100mb", ssr_mode=False,
-            mcp_server=False, enable_monitoring=False, run_history=False,
-        )  # fmt: skip
-    except OSError:
-        raise NeuraCryptError(f"port {port or 'from 7860 on'} is taken on this machine: give another --port") from None
-    print(f"Open {address} on this machine. Ctrl-C ends it and removes the pictures.", flush=True)
-    blocks.block_thread()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="demo/model", help="folder or Hub id of a model trained on encrypted images")
@@ -254,7 +221,7 @@ def main() -> None:
     record = load_record(options.encrypted, key, yes=False)
     owner = Owner.of(options.model, key, record, find_images([options.examples]))
     with temporary_pictures():
-        serve(page(owner), options.port, options.key_file)
+        serve(page(owner), CSS, options.port, options.key_file)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
 from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -28,6 +32,11 @@ from tests.helpers import ROOT, SMALL, batch, encrypt, load_script, make_images,
 
 
 NAMES = ["cat", "<b>dog</b>", "horse"]
+OPEN = {
+    "GRADIO_ALLOWED_PATHS": "/", "GRADIO_ROOT_PATH": "http://evil.example", "GRADIO_SHARE": "True",
+    "GRADIO_MCP_SERVER": "True", "GRADIO_SERVER_NAME": "0.0.0.0", "GRADIO_LOCAL_DEV_MODE": "1",
+}  # fmt: skip
+REBIND = "--host-resolver-rules=MAP rebind.example 127.0.0.1"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
@@ -111,21 +120,22 @@ def test_what_it_needs(app, work):
 
 @pytest.fixture(scope="module")
 def served(work):
-    """The page in a process of its own: its address, and the log when it has ended."""
+    """The page in a process of its own, under an environment that would open it: its address; its log at the end."""
     pytest.importorskip("gradio")
     (work / "tmp").mkdir()
+    environment = os.environ | OPEN | {"PYTHONPATH": str(ROOT), "TMPDIR": str(work / "tmp"), "OMP_NUM_THREADS": "1"}
     words = ["--model", work / "model", "--encrypted", work / "encrypted", "--key-file", work / "a.key"]
     words += ["--examples", work / "photos"]
     with open(work / "log", "w+") as log:
         process = subprocess.Popen(
             [sys.executable, str(ROOT / "scripts" / "app.py"), *map(str, words)], stdout=subprocess.PIPE, stderr=log,
-            text=True, env=os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(work / "tmp"), "OMP_NUM_THREADS": "1"},
+            text=True, env=environment,
         )  # fmt: skip
         try:
             line = process.stdout.readline()
             assert line.startswith("Open http://127.0.0.1:"), (work / "log").read_text()
             yield line.split()[1]
-            assert any((work / "tmp").iterdir())
+            assert any((work / "tmp").glob("neuracrypt-page-*/*"))
         finally:
             process.send_signal(signal.SIGTERM)
             rest = process.communicate(timeout=300)[0]
@@ -135,12 +145,17 @@ def served(work):
     assert b"Traceback" not in said
 
 
-def fetch(address: str) -> tuple[int, bytes]:
+def fetch(address: str, method: str = "GET", **headers: str) -> tuple[int, bytes]:
+    """Status and content; no answer may let another site read it."""
+    asked = urllib.request.Request(address, headers=headers, method=method, data=b"" if method == "POST" else None)
     try:
-        with urllib.request.urlopen(address, timeout=300) as response:
-            return response.status, response.read()
+        with urllib.request.urlopen(asked, timeout=300) as response:
+            status, content = response.status, response.read()
     except urllib.error.HTTPError as error:
-        return error.code, error.read()
+        response, status, content = error, error.code, error.read()
+    other = headers.get("Origin") not in (None, f"http://{headers.get('Host', urlsplit(address).netloc)}")
+    assert not other or not [name for name in response.headers if name.lower().startswith("access-control")]
+    return status, content
 
 
 def test_the_key_is_not_on_the_page(served, work):
@@ -159,13 +174,111 @@ def test_the_key_is_not_on_the_page(served, work):
         urllib.request.urlopen(served.replace("127.0.0.1", "127.0.0.2"), timeout=2)
 
 
+ASKED = [("GET", ""), ("GET", "config"), ("POST", "gradio_api/upload"), ("POST", "gradio_api/queue/join")]
+
+
+@pytest.mark.parametrize("method, path", [*ASKED, ("OPTIONS", "gradio_api/queue/join")])
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:{port}", "127.0.0.1.evil.example:{port}", ""])
+def test_no_other_name_leads_to_the_page(served, method, path, host):
+    """As a browser asks after DNS rebinding: the token is right, if ever it was known."""
+    host = host.format(port=urlsplit(served).port)
+    assert fetch(served + path, method, Host=host)[0] == 403
+    assert fetch(served + path, method, Host=host, Origin=f"http://{host}")[0] == 403
+
+
+@pytest.mark.parametrize("method, path", [*ASKED, ("OPTIONS", "gradio_api/queue/join")])
+@pytest.mark.parametrize(
+    "origin", ["https://evil.example", "null", "http://localhost:9", "http://127.0.0.1:9", "http://localhost:{port}"]
+)
+def test_no_other_site_asks_the_page(served, method, path, origin):
+    headers = {"Origin": origin.format(port=urlsplit(served).port), "Access-Control-Request-Method": "POST"}
+    assert fetch(served + path, method, **headers)[0] == 403
+
+
+def test_the_page_itself_is_answered(served):
+    port = urlsplit(served).port
+    for host in (f"127.0.0.1:{port}", f"localhost:{port}"):
+        for method, path in ASKED:
+            status, _ = fetch(served + path, method, Host=host, Origin=f"http://{host}")
+            assert status == 200 if method == "GET" else status not in (403, 404)
+
+
+def test_nothing_without_the_token(served):
+    parts = urlsplit(served)
+    token, root = parts.path.strip("/"), f"http://{parts.netloc}/"
+    assert len(token) >= 43
+    page = fetch(served)[1].decode()
+    paths = ["", "config", "theme.css", "gradio_api/info", "gradio_api/startup-events", "docs", "openapi.json", "login"]
+    paths += ["gradio_api/file=/etc/passwd", "monitoring", *re.findall(r'"\./(assets/[^"]+)"', page)]
+    assert any(path.startswith("assets/") for path in paths)
+    for start in ("", token[:-1] + "/", token + "x/", "%2e/", f"?token={token}&x="):
+        for path in paths:
+            for method in ("GET", "POST"):
+                assert fetch(root + start + path, method)[0] in (404, 405), start + path
+    cookies = {"Cookie": f"token={token}", "Referer": served}
+    assert fetch(root + "config", **cookies)[0] == 404
+
+
+def test_the_environment_opens_nothing(served):
+    assert fetch(f"{served}gradio_api/file=/etc/hostname")[0] == 403
+    assert b"evil.example" not in fetch(served + "config")[1] + fetch(served)[1]
+    assert fetch(served + "gradio_api/mcp/")[0] == 404
+
+
+# ---------------------------------------------------------------------------------------------------- what it leaves
+
+PAGE = """
+import os, pathlib, time
+from private_page import temporary_pictures
+with temporary_pictures():
+    folder = pathlib.Path(os.environ["GRADIO_TEMP_DIR"])
+    (folder / "picture.png").touch()
+    print(folder, sorted(name for name in os.environ if name.startswith("GRADIO_")), flush=True)
+    time.sleep(600)
+"""
+
+
+def test_pictures_of_a_killed_page_go_at_the_next_start(tmp_path):
+    def started() -> tuple[subprocess.Popen, Path]:
+        process = subprocess.Popen([sys.executable, "-c", PAGE], stdout=subprocess.PIPE, text=True, env=environment)
+        folder, variables = process.stdout.readline().split(maxsplit=1)
+        assert variables.strip() == "['GRADIO_ANALYTICS_ENABLED', 'GRADIO_TEMP_DIR']"
+        return process, Path(folder)
+
+    paths = os.pathsep.join(map(str, (ROOT, ROOT / "scripts")))
+    environment = os.environ | OPEN | {"TMPDIR": str(tmp_path), "PYTHONPATH": paths}
+    (tmp_path / "precious").mkdir(0o700)
+    (tmp_path / "precious" / "photo.png").touch()
+    (tmp_path / "neuracrypt-page-link").symlink_to(tmp_path / "precious")
+    (tmp_path / "neuracrypt-page-open").mkdir(0o755)  # not made by the page
+    living, own = started()
+    killed, left = started()
+    try:
+        assert own.stat().st_mode & 0o777 == 0o700
+        killed.kill()
+        killed.wait()
+        assert (left / "picture.png").exists()
+        killed, last = started()
+        assert not left.exists() and (own / "picture.png").exists() and (last / "picture.png").exists()
+        assert (tmp_path / "precious" / "photo.png").exists() and (tmp_path / "neuracrypt-page-open").exists()
+    finally:
+        for process in (living, killed):
+            process.terminate()
+            process.wait()
+            process.stdout.close()
+    assert not own.exists() and not last.exists()
+
+
+# ------------------------------------------------------------------------------------------------------- in a browser
+
+
 @pytest.fixture(scope="module")
 def browser():
     playwright = pytest.importorskip("playwright.sync_api")
     if CHROMIUM is None:
         pytest.skip("there is no Chromium")
     with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", REBIND])
         yield chromium
         chromium.close()
 
@@ -199,3 +312,24 @@ def test_in_a_browser(served, browser, work, tmp_path):
     page.set_input_files("#picture input[type=file]", tmp_path / "broken.png")
     page.wait_for_selector("text=This picture cannot be encrypted")
     assert [url for url in elsewhere if not url.startswith((served, "data:", "blob:"))] == []
+
+
+def test_other_sites_in_a_browser(served, browser, tmp_path):
+    """A name that leads here, and a page at another port that knows the address: neither reads, neither asks."""
+    page, address = browser.new_page(), urlsplit(served)
+    assert page.goto(served.replace("127.0.0.1", "rebind.example")).status == 403
+    (tmp_path / "index.html").write_text("hello")
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    fetched = "async address => { try { return (await fetch(address + 'config')).status } catch { return 0 } }"
+    statuses = []
+    page.on("response", lambda answer: statuses.append(answer.status) if "/upload" in answer.url else None)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        for name in ("localhost", "127.0.0.1"):
+            page.goto(f"http://{name}:{other.server_port}/")
+            assert page.evaluate(fetched, served) == 0
+            send = "address => fetch(address, {method: 'POST', mode: 'no-cors', body: new FormData()}).then(_ => 1)"
+            assert page.evaluate(send, served + "gradio_api/upload") == 1
+        other.shutdown()
+    page.goto(f"http://localhost:{address.port}{address.path}")
+    assert page.evaluate(fetched, page.url) == 200 and statuses == [403, 403]
