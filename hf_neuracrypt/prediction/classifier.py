@@ -91,11 +91,11 @@ class LocalModel:
         pixel_values = self.stored.pixel_values(stored)
         with one_line(self.name, "use"):
             scores = self.model(pixel_values=pixel_values).logits.float().softmax(-1)
-        best, names = scores.topk(min(top_k, scores.shape[1])), dict(self.model.config.id2label or {})
-        return [
-            [{"label": names[index], "score": score} for score, index in zip(*row)]
-            for row in zip(best.values.tolist(), best.indices.tolist())
-        ]
+            best, names = scores.topk(min(top_k, scores.shape[1])), dict(self.model.config.id2label or {})
+            return [
+                [{"label": str(names[index]), "score": score} for score, index in zip(*row)]
+                for row in zip(best.values.tolist(), best.indices.tolist())
+            ]
 
 
 def model_record(model: str, encoder: Encoder) -> Record:

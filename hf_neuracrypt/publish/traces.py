@@ -32,7 +32,8 @@ class Traces:
             self.binary += [("numbers", values.astype(kind).tobytes()) for kind in NUMBER_TYPES]
         for derived in load_encoder(config, key).secrets() if config is not None else ():
             first = derived.reshape(-1)[:DERIVED]
-            self.binary += [("what it becomes", first.astype(kind).tobytes()) for kind in ("i1", *NUMBER_TYPES)]
+            kinds = ("<f4", "<f8") if first.dtype.kind == "f" else ("i1", *NUMBER_TYPES)  # not 0s
+            self.binary += [("what it becomes", first.astype(kind).tobytes()) for kind in kinds]
 
     def find(self, data: bytes, texts: bytes) -> str | None:
         """In which form `data` holds the key ("hexadecimal digits", …); None if in none of those known.
