@@ -1,6 +1,7 @@
 """Serve a Gradio page to one person: who else is on this machine, and what websites do, gets nothing of it."""
 
 import fcntl
+import logging
 import os
 import secrets
 import shutil
@@ -107,7 +108,9 @@ def serve(blocks: "gradio.Blocks", css: str, port: int | None, key_file: Path) -
         show_error=False, mcp_server=False, enable_monitoring=False, run_history=False,
     )  # fmt: skip
     config = uvicorn.Config(same_site(app), log_level="warning", proxy_headers=False, timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
+    logging.getLogger("uvicorn.error").addFilter(lambda _: not server.should_exit)  # it cuts what browsers hold open
     with listen(port) as listener, suppress(KeyboardInterrupt):
         address = f"http://127.0.0.1:{listener.getsockname()[1]}/{token}/"
         print(f"Open {address} on this machine. Ctrl-C ends it and removes the pictures.", flush=True)
-        uvicorn.Server(config).run(sockets=[listener])
+        server.run(sockets=[listener])

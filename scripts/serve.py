@@ -3,66 +3,136 @@
 python scripts/serve.py --model model/ --port 8000
 
 POST an encrypted image (`Content-Type: image/png`), or the JSON that `huggingface_hub.InferenceClient` sends when it
-asks for more labels, {"inputs": base64, "parameters": {"top_k": 10}}; the answer is [{"label": …, "score": …}, …].
-The owner asks with `hf-neuracrypt predict --endpoint http://127.0.0.1:8000`. It answers one request after the other,
-without encryption or passwords of its own: on a network, put a server in front of it that has both.
+asks for more labels, {"inputs": base64, "parameters": {"top_k": 10}}; the answer is [{"label": …, "score": …}, …], or
+{"error": the reason} with a status of 400 or more. The owner asks with `hf-neuracrypt predict --endpoint
+http://127.0.0.1:8000`. It has no encryption and no passwords of its own: on a network, put a server in front of it that
+has both.
 """
 
 import argparse
 import base64
 import io
 import json
+import socket
 import sys
+import threading
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from PIL import Image
 
 
-MAX_BYTES = 50_000_000
+MAX_BYTES = 10_000_000
 MAX_TOP_K = 1000
-PATIENCE = 10  # seconds for a client to send what it announced
+MAX_CLIENTS = 16  # at a time; others wait until one of them is done
+PATIENCE = 10  # seconds for a client to send the whole of its request, and to take the answer
 
 
-class Server(HTTPServer):
-    """Answers one request after the other with a stock pipeline."""
+class Refused(Exception):
+    """A request that is wrong, with the reason."""
 
-    def __init__(self, address: tuple[str, int], classify: Callable[..., Any]):
+    def __init__(self, status: int, reason: str):
+        super().__init__(reason)
+        self.status = status
+
+
+class Server(ThreadingHTTPServer):
+    """Answers with a stock pipeline, which sees one image at a time.
+
+    Args:
+        address: host and port.
+        classify: the pipeline.
+        image_size: (width, height) of the images that the model takes.
+    """
+
+    def __init__(self, address: tuple[str, int], classify: Callable[..., Any], image_size: tuple[int, int]):
         super().__init__(address, Handler)
-        self.classify = classify
+        self.classify, self.image_size = classify, image_size
+        self.model, self.places = threading.Lock(), threading.BoundedSemaphore(MAX_CLIENTS)
+
+    def process_request(self, *request: Any) -> None:
+        self.places.acquire()
+        super().process_request(*request)
+
+    def process_request_thread(self, *request: Any) -> None:
+        try:
+            super().process_request_thread(*request)
+        finally:
+            self.places.release()
 
 
 class Handler(BaseHTTPRequestHandler):
     """GET says that the server is up; POST classifies an image."""
 
     server: Server
-    timeout = PATIENCE
+    timeout = PATIENCE  # of each read, and of writing
+
+    def setup(self) -> None:
+        super().setup()
+        self.clock = threading.Timer(PATIENCE, self._hear_no_more)
+        self.clock.daemon = True
+        self.clock.start()
+
+    def finish(self) -> None:
+        self.clock.cancel()
+        super().finish()
+
+    def _hear_no_more(self) -> None:
+        with suppress(OSError):  # the client has left
+            self.connection.shutdown(socket.SHUT_RD)
 
     def do_GET(self) -> None:
         self._reply(200, {"status": "ready"})
 
     def do_POST(self) -> None:
-        size = self.headers.get("Content-Length", "")
-        if not size.isdecimal() or int(size) > MAX_BYTES:
-            return self._reply(413, {"error": f"send an image of at most {MAX_BYTES:,} bytes"})
         try:
-            image, options = self._read(self.rfile.read(int(size)))
-        except Exception:  # whatever a stranger may send
-            return self._reply(400, {"error": "that is no image, nor JSON with one in base64 under `inputs`"})
-        self._reply(200, self.server.classify(image, **options))
+            image, options = self._read()
+            with self.server.model:
+                status, answer = 200, self.server.classify(image, **options)
+        except Refused as refused:
+            status, answer = refused.status, {"error": str(refused)}
+        except Exception as error:
+            self.log_error("%r", error)
+            status, answer = 500, {"error": "the model fails on this image"}
+        self._reply(status, answer)
 
-    def _read(self, body: bytes) -> tuple[Image.Image, dict[str, int]]:
-        options: dict[str, int] = {}
-        if self.headers.get_content_type() == "application/json":
-            asked = json.loads(body)
-            body = base64.b64decode(asked["inputs"], validate=True)
-            top_k = (asked.get("parameters") or {}).get("top_k")
-            options = {} if top_k is None else {"top_k": min(max(1, int(top_k)), MAX_TOP_K)}
-        return Image.open(io.BytesIO(body), formats=["PNG"]).convert("RGB"), options
+    def _read(self) -> tuple[Image.Image, dict[str, int]]:
+        """The image, decoded, and options of the pipeline. Raises Refused."""
+        size = self.headers.get("Content-Length", "")
+        if not size.isdecimal() or len(size) > 10 or int(size) > MAX_BYTES:
+            raise Refused(413, f"send an image of at most {MAX_BYTES:,} bytes")
+        try:
+            body, options = self.rfile.read(int(size)), {}
+            if len(body) < int(size):
+                raise Refused(408, f"send the whole image within {PATIENCE} seconds")
+            if self.headers.get_content_type() == "application/json":
+                asked = json.loads(body)
+                body = base64.b64decode(asked["inputs"], validate=True)
+                options = self._options(asked.get("parameters") or {})
+            image = Image.open(io.BytesIO(body), formats=["PNG"])  # reads the header alone
+            width, height = self.server.image_size
+            if (image.mode, image.size) != ("RGB", (width, height)):
+                found = f"{image.mode} of {image.width} x {image.height}"
+                raise Refused(400, f"the model takes encrypted images, RGB of {width} x {height}; this one is {found}")
+            image.load()
+        except Refused:
+            raise
+        except Exception:  # whatever a stranger may send
+            raise Refused(400, "that is no PNG image, nor JSON with one in base64 under `inputs`") from None
+        return image, options
+
+    def _options(self, parameters: dict[str, Any]) -> dict[str, int]:
+        top_k = parameters.get("top_k")
+        if top_k is None:
+            return {}
+        if type(top_k) is not int or top_k < 1:
+            raise Refused(400, "top_k must be a whole number from 1 on")
+        return {"top_k": min(top_k, MAX_TOP_K)}
 
     def _reply(self, status: int, content: object) -> None:
-        body = json.dumps(content).encode()
+        body = json.dumps(content, allow_nan=False).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
@@ -80,10 +150,15 @@ def main() -> None:
     from transformers import pipeline
 
     try:
-        classify = pipeline("image-classification", model=options.model, model_kwargs={"use_safetensors": True})
-        server = Server((options.host, options.port), classify)
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {str(error).strip().splitlines()[0]}")
+        classify = pipeline(
+            "image-classification", model=options.model, trust_remote_code=False,
+            model_kwargs={"use_safetensors": True},
+        )  # fmt: skip
+        side = classify.model.config.image_size
+        height, width = (side, side) if isinstance(side, int) else side
+        server = Server((options.host, options.port), classify, (width, height))
+    except Exception as error:  # a stranger's model may fail anywhere
+        sys.exit(f"error: {(str(error).strip().splitlines() or [repr(error)])[0]}")
     print(f"Serving {options.model} at http://{options.host}:{server.server_port}", flush=True)
     try:
         server.serve_forever()

@@ -134,15 +134,18 @@ def served(work):
         try:
             line = process.stdout.readline()
             assert line.startswith("Open http://127.0.0.1:"), (work / "log").read_text()
-            yield line.split()[1]
+            yield (address := line.split()[1])
+            open_to_the_end = urllib.request.urlopen(f"{address}gradio_api/heartbeat/tab", timeout=300)
             assert any((work / "tmp").glob("neuracrypt-page-*/*"))
         finally:
             process.send_signal(signal.SIGTERM)
             rest = process.communicate(timeout=300)[0]
+    open_to_the_end.close()
+    assert process.returncode == 0
     assert not list((work / "tmp").glob("neuracrypt-page-*"))  # the pictures are gone
     said = (rest + (work / "log").read_text()).encode()
     Guard(SecretKey.load(work / "a.key")).check_bytes(said, "the log")
-    assert b"Traceback" not in said
+    assert b"Traceback" not in said and b"ERROR" not in said
 
 
 def fetch(address: str, method: str = "GET", **headers: str) -> tuple[int, bytes]:
