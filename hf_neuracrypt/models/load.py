@@ -1,9 +1,12 @@
 """Loading a stock image classifier: to be trained on ciphertexts, or to be asked. No code of a repository runs."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import torch
 from transformers import (
     AutoConfig,
     AutoModelForImageClassification,
@@ -11,9 +14,10 @@ from transformers import (
     PreTrainedModel,
     ViTImageProcessorPil,
 )
+from transformers.utils import logging as transformers_logging
 
 from hf_neuracrypt.data.record import Record
-from hf_neuracrypt.errors import ConfigError, HubError, NeuraCryptError, first_line
+from hf_neuracrypt.errors import ConfigError, HubError, NeuraCryptError, first_line, printable
 from hf_neuracrypt.hub import explain, may_be_repository, may_have_files, offline, read_small_file
 from hf_neuracrypt.models.embeddings import at_size
 from hf_neuracrypt.models.neuracrypt_vit import NeuraCryptViTConfig, NeuraCryptViTForImageClassification
@@ -21,7 +25,8 @@ from hf_neuracrypt.models.neuracrypt_vit import NeuraCryptViTConfig, NeuraCryptV
 
 MAX_CONFIG_BYTES = 10_000_000
 WEIGHTS = ["model.safetensors", "model.safetensors.index.json"]
-MAX_LAYERS, MAX_SIZE = 1_000, 1_000_000
+MAX_LAYERS, MAX_SIZE, MAX_PARAMETERS = 1_000, 1_000_000, 3_000_000_000
+SILENT = logging.CRITICAL + 1
 
 
 def load_model_config(model: str) -> PreTrainedConfig:
@@ -36,9 +41,8 @@ def load_model_config(model: str) -> PreTrainedConfig:
         if read_small_file(model, "config.json", "model", None, MAX_CONFIG_BYTES) is None:
             raise HubError(offline(model) or f"{model} is no model: it has no config.json")
     with one_line(model):
-        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
-        _check_bounds(config.to_dict())
-    return config
+        _check_bounds(PreTrainedConfig.get_config_dict(model)[0])  # as it stands, before anything is made of it
+        return AutoConfig.from_pretrained(model, trust_remote_code=False)
 
 
 def _check_bounds(fields: object, name: str = "") -> None:
@@ -66,14 +70,40 @@ def load_classifier(model: str) -> PreTrainedModel:
     if not Path(model).exists() and not may_have_files(model, WEIGHTS):
         raise HubError(f"cannot load the model {model}: it has no weights in safetensors files")
     with one_line(model):
-        return AutoModelForImageClassification.from_pretrained(
-            model, trust_remote_code=False, use_safetensors=True
-        ).eval()
+        loaded, absent = _from_pretrained(AutoModelForImageClassification, model, load_model_config(model))
+        if absent:
+            raise ValueError(f"its files lack {len(absent)} of its weights, {min(absent)} among them")
+        return loaded.eval()
+
+
+def _from_pretrained(
+    model_class: Any, name: str, config: PreTrainedConfig, **how: Any
+) -> tuple[PreTrainedModel, set[str]]:
+    """The model, and which of its weights are in no file, or have another shape there: these are random."""
+    _check_parameters(model_class, config)
+    safe = {"trust_remote_code": False, "use_safetensors": True, "output_loading_info": True}
+    model, found = model_class.from_pretrained(name, config=config, **safe, **how)
+    return model, set(found["missing_keys"]) | {entry[0] for entry in found["mismatched_keys"]}
+
+
+def _check_parameters(model_class: Any, config: PreTrainedConfig) -> None:
+    """Each size may be harmless, and what they make together not. No memory is used for them here."""
+    with torch.device("meta"):
+        build = getattr(model_class, "from_config", model_class)
+        parameters = sum(weight.numel() for weight in build(config).parameters())
+    if parameters > MAX_PARAMETERS:
+        raise ValueError(f"its config makes {parameters:,} weights, more than any model of images needs")
 
 
 @contextmanager
 def one_line(model: str, verb: str = "load") -> Iterator[None]:
-    """Whatever goes wrong with a model that may be a stranger's, in one line. Raises NeuraCryptError."""
+    """Whatever goes wrong with a model that may be a stranger's, in one line, unlike what transformers logs of it.
+
+    Raises:
+        NeuraCryptError: for every error.
+    """
+    loudness = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity(SILENT)
     try:
         yield
     except NeuraCryptError:
@@ -82,6 +112,8 @@ def one_line(model: str, verb: str = "load") -> Iterator[None]:
         raise NeuraCryptError(
             explain(error, model) or f"cannot {verb} the model {model}: {first_line(error)}"
         ) from None
+    finally:
+        transformers_logging.set_verbosity(loudness)
 
 
 def load_model(
@@ -107,16 +139,26 @@ def load_model(
     config = load_model_config(source)
     if not hasattr(config, "image_size"):
         raise NeuraCryptError(f"{source} is a {config.model_type}, not a Vision Transformer of patches")
-    _check_patches(config, records)
-    if (records and records[0].config.patch_shape) or isinstance(config, NeuraCryptViTConfig):
-        model = _patch_model(name, config, label_names, records)
-    else:
-        model = _image_model(name, config, label_names, size)
+    check_patches(config, records)
+    config.problem_type = None  # another task's, perhaps
+    with one_line(source):
+        if (records and records[0].config.patch_shape) or isinstance(config, NeuraCryptViTConfig):
+            model, absent = _patch_model(name, config, label_names, records)
+        else:
+            model, absent = _image_model(name, config, label_names, size)
+    if absent:
+        some = f"{', '.join(sorted(absent)[:4])}{', …' if len(absent) > 4 else ''}"
+        logging.getLogger(__name__).warning(
+            printable(f"{name}: {len(absent)} weights are in no file of that shape and start at random: {some}")
+        )
+    if len(label_names) > 1:
+        model.config.problem_type = "single_label_classification"  # else the first loss sets it: --torch_compile, twice
     model.config.neuracrypt = [record.to_dict() for record in records] or None
     return model
 
 
-def _check_patches(config: PreTrainedConfig, records: Sequence[Record]) -> None:
+def check_patches(config: PreTrainedConfig, records: Sequence[Record]) -> None:
+    """Where an encryption works on a model's patches, they must be of one size. Raises NeuraCryptError."""
     for scheme in (record.config for record in records):
         own = getattr(config, "patch_size", scheme.tile)
         if scheme.fits_patches and own != scheme.tile:
@@ -128,25 +170,26 @@ def _check_patches(config: PreTrainedConfig, records: Sequence[Record]) -> None:
 
 def _image_model(
     name: str | None, config: PreTrainedConfig, label_names: list[str], size: int | None
-) -> PreTrainedModel:
+) -> tuple[PreTrainedModel, set[str]]:
     config.num_labels = len(label_names)
     config.id2label, config.label2id = dict(enumerate(label_names)), {name: i for i, name in enumerate(label_names)}
     if name is None:
         config.image_size = size or config.image_size
-        return AutoModelForImageClassification.from_config(config)
-    model = AutoModelForImageClassification.from_pretrained(name, config=config, ignore_mismatched_sizes=True)
+        _check_parameters(AutoModelForImageClassification, config)
+        return AutoModelForImageClassification.from_config(config, trust_remote_code=False), set()
+    model, absent = _from_pretrained(AutoModelForImageClassification, name, config, ignore_mismatched_sizes=True)
     if size in (None, config.image_size):
-        return model
+        return model, absent
     if not hasattr(config, "patch_size"):
         raise NeuraCryptError(
             f"{name} is a {config.model_type} for images of {config.image_size} pixels, not of {size}"
         )
-    return at_size(model, size)
+    return at_size(model, size), absent
 
 
 def _patch_model(
     name: str | None, config: PreTrainedConfig, label_names: list[str], records: Sequence[Record]
-) -> PreTrainedModel:
+) -> tuple[PreTrainedModel, set[str]]:
     """A ViT on the float32 patches of `records`; the layers of a stock ViT are taken over."""
     scheme = records[0].config if records else None
     shape = scheme.patch_shape if scheme else None
@@ -164,11 +207,12 @@ def _patch_model(
     fields |= {"label2id": {label: number for number, label in labels.items()}}
     fitted = NeuraCryptViTConfig(**fields)
     if name is not None and isinstance(config, NeuraCryptViTConfig):
-        return NeuraCryptViTForImageClassification.from_pretrained(name, config=fitted, ignore_mismatched_sizes=True)
+        return _from_pretrained(NeuraCryptViTForImageClassification, name, fitted, ignore_mismatched_sizes=True)
+    _check_parameters(NeuraCryptViTForImageClassification, fitted)
     model = NeuraCryptViTForImageClassification(fitted)
     if name is not None:
-        model.take_layers(AutoModelForImageClassification.from_pretrained(name))
-    return model
+        model.take_layers(_from_pretrained(AutoModelForImageClassification, name, config)[0])
+    return model, set()
 
 
 def stock_processor(size: int, plain: bool = False) -> ViTImageProcessorPil:

@@ -14,7 +14,7 @@ from hf_neuracrypt.data.batches import encrypt_rows
 from hf_neuracrypt.data.record import Record
 from hf_neuracrypt.encoders.base import Encoder
 from hf_neuracrypt.errors import ConfigError, ImageError, KeyMismatchError
-from hf_neuracrypt.models.load import load_classifier, load_model_config, model_records, one_line
+from hf_neuracrypt.models.load import check_patches, load_classifier, load_model_config, model_records, one_line
 from hf_neuracrypt.schemes import check_floor
 
 
@@ -91,6 +91,8 @@ class LocalModel:
         pixel_values = self.stored.pixel_values(stored)
         with one_line(self.name, "use"):
             scores = self.model(pixel_values=pixel_values).logits.float().softmax(-1)
+            if not scores.isfinite().all():
+                raise ValueError("its scores are no numbers")
             best, names = scores.topk(min(top_k, scores.shape[1])), dict(self.model.config.id2label or {})
             return [
                 [{"label": str(names[index]), "score": score} for score, index in zip(*row)]
@@ -120,4 +122,5 @@ def model_record(model: str, encoder: Encoder) -> Record:
         )
     if encoder.config.patch_shape is None and getattr(config, "image_size", None) != encoder.config.image_size:
         raise ConfigError(f"{model} contradicts itself: its input is not as large as the images it learned from")
+    check_patches(config, of_key[:1])
     return of_key[0]

@@ -61,7 +61,7 @@ def answer_files(classifier: Classifier, files: Sequence[Path], top_k: int, show
             good, stored = [], []
             for file, rows in zip(batch, encrypt_rows(classifier.encoder, batch)):
                 if isinstance(rows, ImageError):
-                    rejected.append(f"{file} cannot be encrypted: {rows}")
+                    rejected.append(printable(f"{file} cannot be encrypted: {rows}"))
                     bar.update()
                     if len(files) > 1:
                         tqdm.write(rejected[-1], sys.stderr)

@@ -17,6 +17,7 @@ from typing import IO, Any
 
 import pyarrow as pa
 from datasets import Dataset
+from pyarrow import types
 
 from hf_neuracrypt.encoders.stored import stored_as
 from hf_neuracrypt.errors import LeakError
@@ -35,6 +36,7 @@ CHECKPOINT_FILES = (
     *MODEL_FILES, "optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth", "rng_state_*.pth",
     "optimizer.bin", "pytorch_model_fsdp.bin",  # FSDP, whole
 )  # fmt: skip
+SAVED_BY_TORCH = ("data.pkl", "byteorder", "version", ".format_version", ".storage_alignment", ".data/serialization_id")
 ROWS_AT_A_TIME = 1_000
 ARCHIVES_DEEP = 2
 COMPRESSED: dict[bytes, Any] = {b"\x1f\x8b": gzip, b"BZh": bz2, b"\xfd7zXZ\x00": lzma}
@@ -153,6 +155,8 @@ class Guard:
                 raise LeakError(
                     f"{where} has the column {name!r}, stored in clear: name it to publish it (--keep-column {name})"
                 )
+            if name != "image" and _holds_binary(table.schema.field(name).type):
+                raise LeakError(f"column {name!r} of {where} holds binary data, as pictures are: it is never published")
         for name in table.column_names:
             for chunk in table.column(name).chunks:
                 for buffer in chunk.buffers():
@@ -170,6 +174,18 @@ def _matches(name: str, pattern: str) -> bool:
     return len(parts) == len(patterns) and all(map(fnmatch.fnmatchcase, parts, patterns))
 
 
+def _holds_binary(kind: pa.DataType) -> bool:
+    """Whether bytes may be stored somewhere in an Arrow type."""
+    binaries = (types.is_binary, types.is_large_binary, types.is_fixed_size_binary, types.is_binary_view)
+    if any(is_one(kind) for is_one in binaries):
+        return True
+    if isinstance(kind, pa.ExtensionType | pa.BaseExtensionType):
+        return _holds_binary(kind.storage_type)
+    if types.is_dictionary(kind):
+        return _holds_binary(kind.value_type)
+    return any(_holds_binary(kind.field(number).type) for number in range(kind.num_fields))
+
+
 def _is_what_it_is_called(path: Path) -> bool:
     """Whether a file of a model repository holds what its name says; other names are looked at elsewhere."""
     with open(path, "rb") as file:
@@ -177,7 +193,7 @@ def _is_what_it_is_called(path: Path) -> bool:
     if path.suffix == ".safetensors":
         return path.stat().st_size >= 8 + int.from_bytes(head, "little") > 8
     if path.suffix in (".bin", ".pt", ".pth"):
-        return zipfile.is_zipfile(path)
+        return _is_saved_by_torch(path)
     if ".tfevents." in path.name:  # each record begins with its length
         return path.stat().st_size == 0 or int.from_bytes(head, "little") < path.stat().st_size
     if path.suffix != ".json":
@@ -188,6 +204,20 @@ def _is_what_it_is_called(path: Path) -> bool:
         return False
     figures = content.values() if isinstance(content, dict) else [content]
     return not path.name.endswith("_results.json") or all(isinstance(value, int | float) for value in figures)
+
+
+def _is_saved_by_torch(path: Path) -> bool:
+    """Whether a file is the archive that `torch.save` writes, of one folder, with nothing else in it."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        names = [name.split("/", 1) for name in archive.namelist()]
+    inside = {name[-1] for name in names}
+    return (
+        "data.pkl" in inside
+        and len({name[0] for name in names}) == 1
+        and all(name in SAVED_BY_TORCH or name.removeprefix("data/").isdigit() for name in inside)
+    )
 
 
 def find_key_file(folder: Path) -> Path | None:

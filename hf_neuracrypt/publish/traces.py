@@ -7,6 +7,7 @@ somebody who hides a key on purpose.
 import base64
 import re
 from collections.abc import Iterator
+from urllib.parse import quote_from_bytes
 
 import numpy as np
 
@@ -15,10 +16,19 @@ from hf_neuracrypt.keys import PLAIN_PREFIX, WRAPPED_PREFIX, SecretKey
 from hf_neuracrypt.schemes import SchemeConfig
 
 
-BETWEEN = re.compile(rb"""[\s,:;"'\[\](){}<>|]|0x|\\[xn]""")  # what formatting puts between digits
-NUMBER = re.compile(rb"-?\d+")
-NUMBER_TYPES = ("<i2", "<i4", "<i8", "<f4", "<f8")  # arrays and tensors of the bytes' values
+WHITE_SPACE = b" \t\r\n\v\f"
+BETWEEN = b""",:;"'[](){}<>|"""  # what else formatting puts between digits
+DUMPED = re.compile(  # a line of xxd (groups of four digits), or of hexdump -C and od -tx1 (of two)
+    rb"(?<![0-9a-fA-F])[0-9a-fA-F]{6,}:?((?: [0-9a-fA-F]{4}){1,8}(?!\S)|(?: {1,2}[0-9a-fA-F]{2}(?!\S)){1,16})"
+)
+NUMBER = re.compile(rb"0x[0-9a-fA-F]+|-?\d+")
+NUMBER_TYPES = ("<i2", "<i4", "<i8", "<f2", "<f4", "<f8")  # arrays and tensors of the bytes' values
 DERIVED = 64  # values of what a key becomes that are searched for
+ENCODINGS = [  # name, function, bytes a group
+    ("base64 digits", base64.b64encode, 3), ("base64 digits", base64.urlsafe_b64encode, 3),
+    ("base32 digits", base64.b32encode, 5), ("base32 digits", lambda data: base64.b32encode(data).lower(), 5),
+    ("base85 digits", base64.b85encode, 4), ("base85 digits", base64.a85encode, 4),
+]  # fmt: skip
 
 
 class Traces:
@@ -30,6 +40,7 @@ class Traces:
         self.binary = [("raw bytes", secret), ("raw bytes as text", _as_pickle_text(secret))]
         for values in (np.frombuffer(secret, np.uint8), np.frombuffer(secret, np.int8)):
             self.binary += [("numbers", values.astype(kind).tobytes()) for kind in NUMBER_TYPES]
+            self.binary.append(("numbers", values.astype("<f4").view("<u2")[1::2].tobytes()))  # as bfloat16
         for derived in load_encoder(config, key).secrets() if config is not None else ():
             first = derived.reshape(-1)[:DERIVED]
             kinds = ("<f4", "<f8") if first.dtype.kind == "f" else ("i1", *NUMBER_TYPES)  # not 0s
@@ -41,37 +52,56 @@ class Traces:
         `texts` are the parts of `data` that may be text, where the forms that are text are searched for.
         """
         found = next((form for form, trace in self.binary if trace in data), None)
-        return found or next((form for text in _readings(texts) if (form := self._find_text(text))), None)
+        return found or self._find_digits(texts) or self._find_numbers(texts)
 
-    def _find_text(self, text: bytes) -> str | None:
-        condensed = BETWEEN.sub(b"", text)
-        for form, trace in self.digits:
-            if trace in text or trace in condensed:
-                return form
-        if self.secret.hex().encode() in condensed.lower():
-            return "hexadecimal digits"
-        numbers = (int(number) for number in NUMBER.findall(text) if len(number) <= 4)
-        return "bytes as numbers" if self.secret in bytes(n % 256 for n in numbers if -128 <= n < 256) else None
+    def _find_digits(self, texts: bytes) -> str | None:
+        for reading in _readings(texts):
+            for form, trace in self.digits:
+                if trace in reading:
+                    return form
+            if self.secret.hex().encode() in _without(reading.lower(), b"0x", b"\\x", b"%"):
+                return "hexadecimal digits"
+        return None
+
+    def _find_numbers(self, texts: bytes) -> str | None:
+        for text in _narrow(texts):
+            numbers = (int(number, 0 if b"x" in number else 10) for number in NUMBER.findall(text) if len(number) <= 4)
+            if self.secret in bytes(number % 256 for number in numbers if -128 <= number < 256):
+                return "bytes as numbers"
+        return None
 
 
 def holds_key_file(data: bytes, texts: bytes) -> bool:
     """Whether `data` holds the line of any key file, of whatever key; `texts` as in `Traces.find`."""
     if any(line in data for line in KEY_LINES):
         return True
-    for text in _readings(texts):
-        condensed = BETWEEN.sub(b"", text)
-        if any(line.lower() in text.lower() for line in KEY_LINES):
-            return True
-        if any(trace in condensed for _, trace in ENCODED_KEY_LINES):
+    for reading in _readings(texts):
+        small = reading.lower()
+        if any(line.lower() in small for line in KEY_LINES) or any(trace in reading for _, trace in KEY_LINE_DIGITS):
             return True
     return False
 
 
-def _readings(texts: bytes) -> Iterator[bytes]:
+def _narrow(texts: bytes) -> Iterator[bytes]:
     """The text, and what it would be if its characters had two or four bytes each."""
     yield texts
     if b"\0" in texts:
         yield texts.replace(b"\0", b"")
+
+
+def _readings(texts: bytes) -> Iterator[bytes]:
+    """Texts with more and more of what may stand between digits taken out; some digits are such characters, too."""
+    for text in _narrow(texts):
+        yield text
+        yield (unwrapped := _without(text.translate(None, WHITE_SPACE), b"\\n", b"\\r"))
+        yield unwrapped.translate(None, BETWEEN)
+        yield b"".join(DUMPED.findall(text)).translate(None, WHITE_SPACE)
+
+
+def _without(text: bytes, *parts: bytes) -> bytes:
+    for part in parts:
+        text = text.replace(part, b"")
+    return text
 
 
 def _as_pickle_text(data: bytes) -> bytes:
@@ -80,15 +110,16 @@ def _as_pickle_text(data: bytes) -> bytes:
 
 
 def _digit_forms(data: bytes) -> list[tuple[str, bytes]]:
-    """How bytes may end up in a text by accident: (what it is called, what to search for), 40 characters or more."""
-    forms = [("hexadecimal digits", data.hex()), ("base32 digits", base64.b32encode(data).decode().rstrip("=")[:-1])]
+    """How bytes may end up in a text by accident, wherever in a longer text: (what it is called, what to look for)."""
+    forms = [("hexadecimal digits", data.hex()), ("bytes as a Python literal", repr(data)[2:-1])]
     forms += [("value as a number", str(int.from_bytes(data, order))) for order in ("big", "little")]
-    forms += [("bytes as a Python literal", repr(data)[2:-1]), ("base85 digits", base64.b85encode(data).decode())]
-    for shift in range(3):  # where the key starts within a group of three bytes of a longer text
-        digits = base64.b64encode(bytes(shift) + data).decode().rstrip("=")
-        inner = digits[(8 * shift + 5) // 6 : len(digits) - bool((shift + len(data)) % 3)]
-        forms += [("base64 digits", inner), ("base64 digits", inner.replace("+", "-").replace("/", "_"))]
-    return [(form, text.encode()) for form, text in forms]
+    forms += [("bytes of an address", quote_from_bytes(data, safe=""))]
+    found = [(form, text.encode()) for form, text in forms]
+    for name, encode, group in ENCODINGS:
+        for start in range(group):  # of the first whole group, of the digits of which no byte before it has a part
+            end = len(data) - (len(data) - start) % group
+            found.append((name, encode(data[start:end])))
+    return found
 
 
 def stretches_of_text(data: bytes) -> bytes:
@@ -120,4 +151,4 @@ def _is_text(values: np.ndarray) -> np.ndarray:
 
 
 KEY_LINES = [line.encode() for line in (PLAIN_PREFIX, WRAPPED_PREFIX)]
-ENCODED_KEY_LINES = [trace for line in KEY_LINES for trace in _digit_forms(line)]
+KEY_LINE_DIGITS = [trace for line in KEY_LINES for trace in _digit_forms(line)]

@@ -74,7 +74,7 @@ def serving(*replies: tuple[int, object], **headers: str):
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_port}/model", received
     finally:
@@ -215,26 +215,29 @@ def test_http_to_another_machine_is_warned_of(work):
     assert "word" not in warning
 
 
-WEAK = [
-    make_config("etc", {"image_size": 32, "block_size": 32}),
-    make_config("le", {"image_size": 32, "block_size": 1}),
-    make_config("color-neuracrypt", {"image_size": 32, "patch_size": 8, "depth": 0, "width": 16}),
-]
-
-
-@pytest.mark.parametrize("config", WEAK, ids=lambda config: config.scheme)
-def test_neither_a_model_nor_a_weak_record_chooses_the_cipher(config, work, online, tmp_path):
-    """The key id is public, so a hostile model, or a record that somebody changed, may name it with any config."""
+def test_a_record_below_the_floors_sends_nothing(work, tmp_path):
     key, photo = SecretKey.load(work / "a.key"), work / "photos" / "ward" / "jane_0.jpg"
-    save_model(tmp_path / "evil", NAMES, Record(config, key.id))
-    refused = ask(work, "--model", tmp_path / "evil", photo)
-    assert_one_line_error(refused, "of another config", "nothing was encrypted")
-    manifest = read_manifest(work / "encrypted") | Record(config, key.id).to_dict()
+    weak = Record(make_config("etc", {"image_size": 32, "block_size": 32}), key.id)
+    manifest = read_manifest(work / "encrypted") | weak.to_dict()
     (tmp_path / "neuracrypt.json").write_text(to_text(manifest | {"sha256": checksum(manifest)}))
     with serving((200, ANSWER)) as (address, received):
         words = ("--key-file", work / "a.key", "--encrypted", tmp_path / "neuracrypt.json", photo)
         assert_one_line_error(command("predict", "--endpoint", address, *words, **ONLINE), "hides next to nothing")
     assert not received
+
+
+def test_parameters_from_the_hub_send_nothing_without_consent(work, published, owners, tmp_path):
+    """And with it, what the repository says, which was shown."""
+    photo, environment = work / "photos" / "ward" / "jane_0.jpg", published.environment(tmp_path / "home")
+    words = ("--key-file", owners / "one.key", "--encrypted", "owner/photos", photo)
+    with serving((200, ANSWER)) as (address, received):
+        refused = command("predict", "--endpoint", address, *words, **environment)
+        assert_one_line_error(refused, "owner/photos on the Hub", "--yes")
+        assert SMALL.to_json() in refused.stderr and not received
+        agreed = command("predict", "--endpoint", address, *words, "--yes", **environment)
+    assert agreed.returncode == 0 and SMALL.to_json() in agreed.stderr, agreed.stderr
+    key = SecretKey.load(owners / "one.key")
+    assert [body for _, _, body in received] == [to_png(encrypted_pixels(key, photo))]
 
 
 def test_another_key_is_refused_before_anything_is_sent(work, tmp_path):

@@ -43,11 +43,14 @@ def test_a_dataset_card_says_what_is_needed():
 
 def test_hidden_labels_and_kept_columns_are_named():
     body = DatasetCard(dataset_card(HIDDEN, ("image", "label", "age"))).text
-    assert (
-        "similar labelled pictures" in body
-        and "secret" not in body.split("## How it was encrypted")[1]
-        and "publish `age` in clear" in body
-    )
+    assert "similar labelled pictures" in body and "publish `age` in clear" in body
+    assert "secret" not in body.split("## How it was encrypted")[1]
+
+
+def test_every_card_says_that_the_attack_needs_no_pair():
+    for text in (dataset_card(), dataset_card(HIDDEN), model_card()):
+        said = " ".join(text.split())
+        assert "no pair is needed" in said and "*similar* pictures" in said and "*Matching.*" in said
 
 
 def test_views_are_not_counted_as_images():

@@ -11,6 +11,7 @@ import pickle
 import shutil
 import textwrap
 import zipfile
+from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
@@ -20,12 +21,16 @@ from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
 from safetensors.torch import save_file
 
+from hf_neuracrypt.data.manifest import MANIFEST, UNFINISHED, read_manifest
+from hf_neuracrypt.data.record import Record
+from hf_neuracrypt.encoders import load_encoder
 from hf_neuracrypt.encoders.color_neuracrypt import expand
 from hf_neuracrypt.errors import LeakError
 from hf_neuracrypt.images import to_png
 from hf_neuracrypt.keys import PLAIN_PREFIX, SecretKey
 from hf_neuracrypt.publish.guard import CHECKPOINT_FILES, MODEL_FILES, Guard, find_key_file
-from tests.helpers import SMALL, batch, encoded, make_images
+from hf_neuracrypt.schemes import SCHEMES, make_config
+from tests.helpers import SMALL, batch, encoded, make_images, save_model
 
 
 SECRET = hashlib.sha256(b"insecure").digest()
@@ -196,6 +201,99 @@ def test_the_key_is_found_in_forms_that_tools_print(form, model_folder):
             guard.check_bytes(data, "it")
 
 
+def texts_of(secret: bytes, folder) -> dict[str, bytes]:
+    """What a shell, an editor or Python makes of a key or of its file: by what it is called."""
+    SecretKey(secret).save(folder / "a.key")
+    file, numbers = (folder / "a.key").read_bytes(), list(secret)
+    (folder / "a.key").unlink()
+    line = file.split()[-1].decode()
+    return {
+        "base64 of the file": base64.encodebytes(file),
+        "base64 of the file, unwrapped": base64.b64encode(file),
+        "base64 of the file, CRLF": base64.encodebytes(file).replace(b"\n", b"\r\n"),
+        "base64 of the line": base64.encodebytes(line.encode()),
+        "base64, wrapped": "\n".join(textwrap.wrap(base64.b64encode(b"key" + secret).decode(), 20)).encode(),
+        "base64": base64.b64encode(secret),
+        "base85": base64.b85encode(secret),
+        "hex": secret.hex().encode(),
+        "spaced hex": secret.hex(" ", 2).encode(),
+        "indented": json.dumps(numbers, indent=4).encode(),
+        "a list of YAML": "".join(f"- {number}\n" for number in numbers).encode(),
+        "repr": repr(secret).encode(),
+        "hex() of each": str([hex(number) for number in numbers]).encode(),
+        "an address": f"https://host/?k={quote(secret, safe='')}".encode(),
+        "xxd": dumped(b"before" + secret, "{:08x}: ", 2, "  {}"),
+        "hexdump -C": dumped(b"before" + secret, "{:08x}  ", 1, "  |{}|"),
+        "od -tx1": dumped(b"before" + secret, "{:07o} ", 1, ""),
+        "base32 in a longer text": base64.b32encode(b"before" + secret + b"after").lower(),
+        "base85 in a longer text": base64.b85encode(b"before" + secret + b"after"),
+        "base85 of the file": base64.a85encode(file, wrapcol=60),
+        "half precision": torch.tensor(numbers).half().numpy().tobytes(),
+        "bfloat16": torch.tensor(numbers).bfloat16().view(torch.int16).numpy().tobytes(),
+        "mixed case": line.title().encode(),
+        "UTF-32": line.encode("utf-32-be"),
+        "quoted": json.dumps({"source": [file.decode()]}).encode(),
+    }
+
+
+def dumped(data: bytes, offset: str, together: int, gutter: str) -> bytes:
+    """Lines of 16 bytes in hexadecimal digits, as tools print them."""
+    lines = []
+    for start in range(0, len(data), 16):
+        row = data[start : start + 16]
+        shown = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in row)
+        lines.append(offset.format(start) + row.hex(" ", -together) + gutter.format(shown))
+    return "\n".join([*lines, ""]).encode()
+
+
+def test_texts_of_any_key_are_found(tmp_path):
+    """Whatever digits it happens to have, wherever in a file they stand."""
+    generator, missed = np.random.default_rng(0), set()
+    for _ in range(25):
+        secret = generator.bytes(32)
+        guard, before = Guard(SecretKey(secret)), generator.bytes(int(generator.integers(2_000)))
+        for name, text in texts_of(secret, tmp_path).items():
+            try:
+                guard.check_bytes(before + text + before, "it")
+            except LeakError:
+                continue
+            missed.add(name)
+    assert not missed
+
+
+def test_random_bytes_and_text_pass(tmp_path):
+    """Of the size of a shard, whatever the scheme and the key; and text of another key's public id and digits."""
+    noise = np.random.default_rng(1).bytes(2_000_000)
+    other = SecretKey(hashlib.sha256(b"other").digest())
+    text = json.dumps({"key_id": other.id, "sha256": hashlib.sha256(noise).hexdigest(), "history": list(range(5_000))})
+    for scheme in SCHEMES:
+        small = {"image_size": 64} | ({"width": 64} if scheme == "neuracrypt" else {})
+        guard = Guard(KEY, ["hf_token"], make_config(scheme, small))
+        for data in (noise, bytes(100_000), b"\xff" * 100_000, text.encode(), base64.encodebytes(noise[:50_000])):
+            guard.check_bytes(data, "it")
+
+
+def test_what_was_really_written_passes(owners, tmp_path):
+    """An encrypted folder and a saved model, searched for the very key that made them."""
+    key, manifest = SecretKey.load(owners / "one.key"), read_manifest(owners / "one")
+    record = Record.from_dict(manifest)
+    guard = Guard(key, ["hf_token"], record.config)
+    guard.check_folder(owners / "one", [*manifest["files"], MANIFEST], [UNFINISHED])
+    save_model(tmp_path / "model", ["cat", "dog", "horse"], record)
+    guard.check_folder(tmp_path / "model", MODEL_FILES)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_what_a_key_becomes_is_found(scheme):
+    """The expanded network, or the permutation, is as secret as the key: as it is, and as a saved tensor has it."""
+    config = make_config(scheme, {"image_size": 64} | ({"width": 64} if scheme == "neuracrypt" else {}))
+    first, guard = load_encoder(config, KEY).secrets()[0], Guard(KEY, config=config)
+    kinds = (np.int64, np.float32) if first.dtype.kind == "i" else (np.float32, np.float64)
+    for data in (first, *(first.astype(kind) for kind in kinds)):
+        with pytest.raises(LeakError, match="holds the secret key"):
+            guard.check_bytes(bytes(7) + np.ascontiguousarray(data).tobytes(), "it")
+
+
 @pytest.mark.parametrize(
     "pack", [gzip.compress, bz2.compress, lzma.compress, lambda data: gzip.compress(bz2.compress(data))]
 )
@@ -219,6 +317,14 @@ def test_the_line_of_a_key_file_is_found_however_it_is_written(text):
         Guard().check_bytes(b"x" * 50 + text, "it")
 
 
+def zipped(*names: str) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name in names:
+            archive.writestr(name, b"")
+    return file.getvalue()
+
+
 @pytest.mark.parametrize(
     "name, content, reason",
     [
@@ -226,6 +332,13 @@ def test_the_line_of_a_key_file_is_found_however_it_is_written(text):
         ("patients_results.json", b"{}", "not on the list"),
         ("runs/a/b/events.out.tfevents.1.host", b"", "not on the list"),
         ("eval_results.json", b'{"patient": "Jane Roe"}', "not what its name says"),
+        ("train_results.json", b'{"loss": {"Jane Roe": 1}}', "not what its name says"),
+        ("all_results.json", b'["Jane Roe"]', "not what its name says"),
+        ("last-checkpoint/config.json", b"{}", "not on the list"),
+        ("runs/config.json", b"{}", "not on the list"),
+        ("optimizer.pt", b"PK Jane Roe", "not what its name says"),
+        ("optimizer.pt", zipped("Jane Roe.png"), "not what its name says"),
+        ("training_args.bin", zipped("archive/data.pkl", "archive/data/Jane Roe"), "not what its name says"),
         ("config.json", b"Jane Roe", "not what its name says"),
         ("model.safetensors", encoded(PILImage.new("RGB", (64, 64)), "PNG"), "not what its name says"),
         ("training_args.bin", b"Jane Roe", "not what its name says"),
@@ -316,6 +429,22 @@ def test_a_column_nobody_named_is_refused(table):
     with pytest.raises(LeakError, match="column 'patient', stored in clear"):
         Guard(KEY).check_rows(wider, "train", COLUMNS, SMALL)
     Guard(KEY).check_rows(wider, "train", (*COLUMNS, "patient"), SMALL)
+
+
+@pytest.mark.parametrize("wrap", [lambda png: png, lambda png: [png], lambda png: [{"bytes": png, "path": None}],
+                                  lambda png: {"view": {"bytes": png, "path": None}}, lambda png: [[png], []]],
+                         ids=["binary", "list", "list of images", "struct", "list of lists"])  # fmt: skip
+def test_pictures_in_kept_columns_are_refused(wrap, table):
+    """Though they were named: plain pictures are never published in clear, at any depth."""
+    plain = encoded(PILImage.fromarray(make_images(1, 32)[0]), "PNG")
+    wider = table.append_column("views", pa.array([wrap(plain)] * 4))
+    with pytest.raises(LeakError, match="views"):
+        Guard(KEY).check_rows(wider, "train", (*COLUMNS, "views"), SMALL)
+
+
+def test_harmless_kept_columns_pass(table):
+    for name, values in {"age": [1, 2, 3, 4], "ward": ["a", "b", "c", "d"], "scores": [[0.5]] * 4}.items():
+        Guard(KEY).check_rows(table.append_column(name, pa.array(values)), "train", (*COLUMNS, name), SMALL)
 
 
 def test_a_key_in_rows_is_found(table):

@@ -1,14 +1,17 @@
-"""`accelerate launch tests/training/on_ranks.py [--fsdp] FLAGS.json …`: scripts/train.py with each file of flags.
+"""`accelerate launch --config_file …/fsdp.yaml tests/training/on_ranks.py MAP.pt FLAGS.json … --fsdp FLAGS.json …`
 
-A map that alignment finds is kept for certain: with few images, the last digits of a processor would decide. With
---fsdp, accelerate, which shards on accelerators only, is told that these ranks are GPUs. All else is what runs on GPUs
-too: Trainer, accelerate's sharding and torch's `fully_shard`, here over gloo.
+scripts/train.py with each file of flags: up to --fsdp with whole models, then with shards. The map that alignment finds
+is read from a file, and rank 0 keeps it: with few images, the last digits of a processor would decide. accelerate
+shards on accelerators only, so it is told that these ranks are GPUs. All else is what runs on GPUs too: Trainer,
+accelerate's sharding and torch's `fully_shard`, here over gloo.
 """
 
 import itertools
+import os
 import sys
 from pathlib import Path
 
+import torch
 from accelerate import DistributedType
 from accelerate.state import PartialState
 
@@ -19,11 +22,18 @@ sys.path.insert(0, str(Path(__file__).parent.parent.parent / "scripts"))
 import train
 
 
-answers = itertools.count()
+given, *words = sys.argv[1:]
+answers, sharding = itertools.count(step=1 if os.environ["RANK"] == "0" else -1), {}  # another rank would drop it
 recipes.probe = lambda *_: next(answers)
-for flags in (word for word in sys.argv[1:] if word != "--fsdp"):
-    parsed = train.parse([flags])  # makes the process group, on the CPU
-    if "--fsdp" in sys.argv:
+recipes.alignment.align = lambda *_: torch.load(given, weights_only=False)
+for name in [name for name in os.environ if "FSDP" in name]:
+    sharding[name] = os.environ.pop(name)
+for word in words:
+    if word == "--fsdp":
+        os.environ |= sharding
+        continue
+    parsed = train.parse([word])  # makes the process group, on the CPU
+    if "FSDP_VERSION" in os.environ:
         PartialState().distributed_type = DistributedType.MULTI_GPU
     train.main(*parsed)
 PartialState().destroy_process_group()

@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from datasets import DatasetDict, concatenate_datasets, load_from_disk
+from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, ViTConfig, ViTForImageClassification
 
 from hf_neuracrypt import EncoderConfig, SecretKey, encrypt_dataset, load_encoder
@@ -18,7 +20,7 @@ from hf_neuracrypt.jobs.run import run
 from hf_neuracrypt.models.load import load_model, stock_processor
 from hf_neuracrypt.training.data import Collator, checked_records, hold_out, load_splits, reader, undecoded
 from hf_neuracrypt.training.metrics import Accuracy
-from tests.helpers import SMALL, TINY_VIT, make_dataset
+from tests.helpers import SMALL, TINY_VIT, make_dataset, save_model
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +56,6 @@ def test_mixed_keys_are_refused(small_encoder, key_file, tmp_path):
 
 
 def test_an_unfinished_folder_is_refused(encrypted_folder, tmp_path):
-    import shutil
-
     shutil.copytree(encrypted_folder, tmp_path / "copy")
     (tmp_path / "copy" / ".unfinished").mkdir()
     (tmp_path / "copy" / ".unfinished" / "job.json").write_text("{}")
@@ -159,6 +159,41 @@ def test_models_that_do_not_fit(vit_config, tmp_path, small_encoder):
     (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(NeuraCryptError, match="bert, not a Vision Transformer"):
         load_model(None, str(tmp_path / "bert"), ["a"], 32, [])
+
+
+@pytest.mark.parametrize("start", ["config", "weights"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_attention_heads": 0},
+        {"num_hidden_layers": 10**7},
+        {"hidden_act": "evil"},
+        {"_attn_implementation": "evil/kernel"},
+        {"id2label": []},
+        {"patch_size": 0},
+    ],
+    ids=str,
+)
+def test_a_hostile_base_model_is_one_line(changes, start, small_encoder, tmp_path):
+    record = Record(SMALL, small_encoder.key.id)
+    save_model(tmp_path / "evil", ["a", "b"], record)
+    config = json.loads((tmp_path / "evil" / "config.json").read_text()) | changes
+    (tmp_path / "evil" / "config.json").write_text(json.dumps(config))
+    evil = str(tmp_path / "evil")
+    with pytest.raises(NeuraCryptError) as refused:
+        load_model(evil if start == "weights" else None, evil, ["a", "b"], 32, [record])
+    assert "\n" not in str(refused.value)
+
+
+def test_what_starts_at_random_is_said(small_encoder, tmp_path, caplog):
+    record = Record(SMALL, small_encoder.key.id)
+    save_model(tmp_path / "base", ["a", "b"], record)
+    weights = load_file(tmp_path / "base" / "model.safetensors")
+    del weights["vit.layernorm.weight"]
+    save_file(weights, tmp_path / "base" / "model.safetensors", {"format": "pt"})
+    load_model(str(tmp_path / "base"), None, ["a", "b", "c"], 32, [record])
+    (said,) = [entry.getMessage() for entry in caplog.records]
+    assert "start at random: classifier.bias, classifier.weight, vit.layernorm.weight" in said
 
 
 def test_accuracy_needs_no_network():

@@ -6,10 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from accelerate import FullyShardedDataParallelPlugin
+from accelerate import DistributedType, FullyShardedDataParallelPlugin
+from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
 from transformers import ViTConfig, ViTForImageClassification, pipeline
 
+from hf_neuracrypt import alignment
 from hf_neuracrypt.data.dataset import make_plan
 from hf_neuracrypt.errors import NeuraCryptError
 from hf_neuracrypt.jobs.job import Job
@@ -20,6 +22,7 @@ from tests.helpers import ROOT, TINY_VIT, launch, load_script, make_dataset
 from tests.loopback_hub import LoopbackHub
 
 
+CONFIGS = ROOT / "scripts" / "accelerate"
 RECIPE = {
     "learning_rate": 1e-3, "class_weights": True, "gradient_accumulation_steps": 2, "max_steps": 6, "logging_steps": 1,
     "eval_strategy": "steps", "eval_steps": 3, "save_steps": 3, "load_best_model_at_end": True,
@@ -37,15 +40,6 @@ def write_flags(folder, name: str, **more: object) -> str:
     return str(folder / f"{name}.json")
 
 
-def start(config: str, program: str, *flags: str, **environment: str) -> None:
-    """Two ranks, with a config file of ours."""
-    config = ROOT / "scripts" / "accelerate" / config
-    result = launch(
-        "accelerate", "launch", "--config_file", config, "--num_processes", 2, ROOT / program, *flags, **environment
-    )
-    assert result.returncode == 0, result.stderr
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, small_encoder):
     """One process, two ranks with whole models, two with shards; the same images in each step."""
@@ -56,24 +50,37 @@ def runs(tmp_path_factory, small_encoder):
     torch.manual_seed(0)
     ViTForImageClassification(ViTConfig(**TINY_VIT)).save_pretrained(folder / "pretrained")
 
-    with pytest.MonkeyPatch.context() as patch:
-        answers = itertools.count()
-        patch.setattr(recipes, "probe", lambda *_: next(answers))  # as in on_ranks.py
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # as ranks have: sums of other threads have other last digits
-        train.main(*train.parse([write_flags(folder, "one", per_device_train_batch_size=8)]))
-        torch.set_num_threads(threads)
-    start("gpus.yaml", "tests/training/on_ranks.py", write_flags(folder, "two"))
+    one_process(folder, train)
     with LoopbackHub() as hub:
         middle = folder / "sharded" / "checkpoint-3"
         pushed = {"push_to_hub": True, "hub_strategy": "checkpoint", "load_best_model_at_end": False}
-        start(
-            "fsdp.yaml", "tests/training/on_ranks.py", "--fsdp",
+        result = launch(
+            "accelerate", "launch", "--config_file", CONFIGS / "fsdp.yaml", "--num_processes", 2,
+            ROOT / "tests" / "training" / "on_ranks.py", folder / "map.pt",
+            write_flags(folder, "two"), "--fsdp",
             write_flags(folder, "sharded"),
             write_flags(folder, "continued", resume_from_checkpoint=str(middle), hub_model_id="owner/vit", **pushed),
             **hub.environment(folder / "home", "hf_owner"),
         )  # fmt: skip
+    assert result.returncode == 0, result.stderr
     return SimpleNamespace(folder=folder, train=train, hub=hub)
+
+
+def one_process(folder, train) -> None:
+    """As in on_ranks.py: the map is kept, and left in map.pt; on one thread, as ranks are."""
+    answers, threads, align = itertools.count(), torch.get_num_threads(), alignment.align
+
+    def recorded(*arguments):
+        found = align(*arguments)
+        torch.save(found, folder / "map.pt")
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recipes, "probe", lambda *_: next(answers))
+        patch.setattr(alignment, "align", recorded)
+        torch.set_num_threads(1)
+        train.main(*train.parse([write_flags(folder, "one", per_device_train_batch_size=8)]))
+        torch.set_num_threads(threads)
 
 
 def weights(folder) -> dict[str, torch.Tensor]:
@@ -113,6 +120,12 @@ def test_shards_are_continued_and_published_whole(runs):
     checkpoint = {name.removeprefix("last-checkpoint/") for name in files if name.startswith("last-checkpoint/")}
     assert {"model.safetensors", "pytorch_model_fsdp.bin", "optimizer.bin", "rng_state_1.pth"} <= checkpoint
     assert files["model.safetensors"] == (runs.folder / "continued" / "model.safetensors").read_bytes()
+
+
+def test_the_config_of_whole_models():
+    """accelerate refuses fields it does not know."""
+    config = load_config_from_file(str(CONFIGS / "gpus.yaml"))
+    assert config.distributed_type == DistributedType.MULTI_GPU and config.mixed_precision == "no"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,6 +35,20 @@ def folder(tmp_path_factory, small_encoder):
     torch.manual_seed(0)
     ViTForImageClassification(ViTConfig(**TINY_VIT)).save_pretrained(folder / "pretrained")
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _align_once():
+    """Which map it is plays no part here, and it takes seconds to find."""
+    align, found = recipes.alignment.align, []
+
+    def once(*images):
+        found.append(found[0] if found else align(*images))
+        return found[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recipes.alignment, "align", once)
+        yield
 
 
 def flags_of(folder, output: str, *more: object) -> list:
@@ -144,36 +159,50 @@ def test_one_run_with_everything_switched_on(script, folder, monkeypatch, caplog
     assert len(answer) == 3 and "auto_map" not in json.loads((folder / "all" / "config.json").read_text())
 
 
-@pytest.mark.parametrize(
-    "backend",
-    ["aot_eager", pytest.param("inductor", marks=pytest.mark.skipif(not shutil.which("g++"), reason="it needs g++"))],
-)
-@inductor.patch({"cpp.vec_isa_ok": True})  # else it tries all vector instructions first, which takes as long again
-def test_a_compiled_run_learns_the_same_and_continues(backend, script, folder, tmp_path, monkeypatch):
+COMMON = ["--per_device_train_batch_size", 8, "--gradient_accumulation_steps", 2, "--save_steps", 5]
+COMMON += ["--logging_steps", 1, "--num_train_epochs", 2, "--learning_rate", 3e-3]
+
+
+def learned(script, flags) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """A whole run: its losses, and the weights it saves."""
+    parsed = script.parse(flags)
+    assert parsed[-1].optim == "adamw_torch_fused"
+    script.main(*parsed)
+    output = Path(parsed[-1].output_dir)
+    history = json.loads((output / "trainer_state.json").read_text())["log_history"]
+    return [entry["loss"] for entry in history if "loss" in entry], load_file(output / "model.safetensors")
+
+
+def test_a_compiled_run_learns_the_same_and_continues(script, folder, tmp_path):
     """torch.compile must not show in what is saved; with accumulation, and an optimiser that is fused."""
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
-    common = ["--per_device_train_batch_size", 8, "--gradient_accumulation_steps", 2, "--save_steps", 5]
-    common += ["--num_train_epochs", 2, "--learning_rate", 3e-3, "--logging_steps", 1]
-    compiled = ["--torch_compile", "--torch_compile_backend", backend]
-    curves, weights = {}, {}
-    for name, more in (("eager", []), ("whole", compiled), ("stopped", compiled)):
-        output = tmp_path / name
-        if name == "stopped":  # as a run leaves its folder that is killed after five of its eight steps
-            shutil.copytree(tmp_path / "whole" / "checkpoint-5", output / "checkpoint-5")
-        parsed = script.parse(flags_of(folder, output, *common, *more))
-        assert parsed[-1].optim == "adamw_torch_fused"
-        script.main(*parsed)
-        history = json.loads((output / "trainer_state.json").read_text())["log_history"]
-        curves[name] = [entry["loss"] for entry in history if "loss" in entry]
-        weights[name] = load_file(output / "model.safetensors")
-    assert bool(list((tmp_path / "cache").rglob("*.cpp"))) == (backend == "inductor")  # kernels were written
-    assert len(curves["eager"]) == 8 and curves["whole"] == curves["stopped"]
-    assert curves["whole"] == pytest.approx(curves["eager"], abs=1e-5)
+    compiled = ["--torch_compile", "--torch_compile_backend", "aot_eager"]
+    eager = learned(script, flags_of(folder, tmp_path / "eager", *COMMON))[0]
+    curve, weights = learned(script, flags_of(folder, tmp_path / "whole", *COMMON, *compiled))
+    assert len(eager) == 8 and curve == pytest.approx(eager, abs=1e-5)
+    # As a run leaves its folder that is killed after five of its eight steps.
+    shutil.copytree(tmp_path / "whole" / "checkpoint-5", tmp_path / "stopped" / "checkpoint-5")
+    continued, found = learned(script, flags_of(folder, tmp_path / "stopped", *COMMON, *compiled))
+    assert continued == pytest.approx(curve, abs=1e-5)
     start = load_file(tmp_path / "whole" / "checkpoint-5" / "model.safetensors")
     assert set(start) == set(load_file(folder / "pretrained" / "model.safetensors"))
-    for name, expected in weights["whole"].items():
-        torch.testing.assert_close(weights["stopped"][name], expected, atol=1e-6, rtol=0)
-    assert any((start[name] != expected).any() for name, expected in weights["whole"].items())
+    for name, expected in weights.items():
+        torch.testing.assert_close(found[name], expected, atol=1e-6, rtol=0)
+    assert any((start[name] != expected).any() for name, expected in weights.items())
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="it needs g++")
+@inductor.patch({"cpp.vec_isa_ok": True, "compile_threads": 1})  # else it tries all vector instructions first
+def test_kernels_that_are_compiled_learn_the_same(script, folder, tmp_path, monkeypatch):
+    """By torch's own compiler, which takes a second for a kernel: of a model of embeddings and a head alone."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    ViTForImageClassification(ViTConfig(**TINY_VIT | {"num_hidden_layers": 0})).save_pretrained(tmp_path / "shallow")
+    flags = ["--model_name_or_path", tmp_path / "shallow", *COMMON, "--per_device_eval_batch_size", 12]
+    eager = learned(script, flags_of(folder, tmp_path / "eager", *flags))[0]
+    compiled = ["--torch_compile", "--torch_compile_backend", "inductor"]
+    assert learned(script, flags_of(folder, tmp_path / "compiled", *flags, *compiled))[0] == pytest.approx(
+        eager, abs=1e-5
+    )
+    assert list((tmp_path / "cache").rglob("*.cpp"))  # kernels were written
 
 
 @pytest.mark.parametrize("compiled", [[], ["--torch_compile", "--torch_compile_backend", "aot_eager"]])

@@ -6,59 +6,61 @@ import pytest
 from huggingface_hub import ModelCard
 
 from hf_neuracrypt import Classifier, SecretKey, load_encoder
-from hf_neuracrypt.errors import KeyMismatchError
-from tests.helpers import ROOT, SMALL, assert_one_line_error, command, key_id, make_dataset, push, python
+from hf_neuracrypt.errors import KeyMismatchError, NeuraCryptError
+from tests.helpers import (
+    SMALL,
+    assert_one_line_error,
+    command,
+    key_id,
+    load_script,
+    make_dataset,
+    push,
+    python,
+    started_with,
+)  # fmt: skip
 
 
-TRAIN = """
-import sys
-sys.path.insert(0, "scripts")
-import train
-from hf_neuracrypt.errors import NeuraCryptError
-
-def run(*words):
-    flags = "--num_train_epochs 2 --save_strategy epoch --eval_strategy epoch --max_train_samples 24"
-    try:
-        train.main(*train.parse([*words, *flags.split(), "--use_cpu", "--disable_tqdm", "1"]))
-    except NeuraCryptError as error:
-        print("refused:", error)
-"""
+FLAGS = ("--num_train_epochs", 2, "--save_strategy", "epoch", "--eval_strategy", "epoch", "--max_train_samples", 24)
+FLAGS += ("--use_cpu", "--disable_tqdm", "true", "--report_to", "none")
+PUBLISHED = "stock Vision Transformer that learned from **encrypted** images"
 
 
-def test_training_publishes_with_our_card_at_every_push(published, owners, tmp_path):
-    strategies = {"end": None, "every_save": None, "checkpoint": "last-checkpoint/", "all_checkpoints": "checkpoint-"}
-    data = f'"--dataset_name", "owner/photos", "--config_name", r"{owners / "vit"}", "--push_to_hub"'
-    calls = [
-        f'run({data}, "--output_dir", r"{tmp_path / name}", "--hub_model_id", "owner/{name}", '
-        f'"--hub_strategy", "{name}")'
-        for name in strategies
-    ]
-    output = python(published, f"import os\nos.chdir(r'{ROOT}')\n" + TRAIN + "\n".join(calls), owners / "home")
-    assert "refused" not in output
-    for strategy, folder in strategies.items():
-        repo = published.repos["model", f"owner/{strategy}"]
-        assert repo.private and len(repo.commits) > 2
-        for _, title, files in repo.commits[1:]:
-            assert "stock Vision Transformer that learned from **encrypted** images" in files["README.md"].decode(), (
-                title
-            )
-        files = repo.commits[-1][2]
-        assert bool(folder) == any(name.startswith(folder or "checkpoint-") for name in files)
-        card = ModelCard(files["README.md"].decode())
-        assert {result.metric_type for result in card.data.eval_results} == {"accuracy", "loss"}
-        assert card.data.datasets == ["owner/photos"] and key_id(owners / "one.key") in card.text
-        assert str(owners) not in card.content
-        config = json.loads(files["config.json"])
-        assert config["neuracrypt"][0]["key_id"] == key_id(owners / "one.key") and "auto_map" not in config
+@pytest.fixture
+def train(published, owners):
+    """scripts/train.py on the first owner's published images, in this process, with the loopback Hub as its Hub."""
+    script = load_script("train")
+
+    def train(*words: object, dataset: tuple = ("owner/photos",)) -> None:
+        base = ("--dataset_name", *dataset, "--config_name", owners / "vit")
+        script.main(*script.parse(list(map(str, (*base, *words, *FLAGS)))))
+
+    with started_with(published.environment(owners / "home")):
+        yield train
 
 
-def test_the_model_answers_without_our_package(published, owners, tmp_path):
-    call = (
-        f'run("--dataset_name", "owner/photos", "--config_name", r"{owners / "vit"}", "--push_to_hub", '
-        f'"--output_dir", r"{tmp_path / "model"}", "--hub_model_id", "owner/vit")'
-    )
-    trained = python(published, f"import os\nos.chdir(r'{ROOT}')\n{TRAIN}\n{call}", owners / "home")
-    assert "refused" not in trained
+@pytest.mark.parametrize(
+    "strategy, folder",
+    [("end", None), ("every_save", None), ("checkpoint", "last-checkpoint/"), ("all_checkpoints", "checkpoint-")],
+)
+def test_training_publishes_with_our_card_at_every_push(strategy, folder, train, published, owners, tmp_path):
+    name = f"owner/{strategy}"
+    train("--push_to_hub", "--output_dir", tmp_path / strategy, "--hub_model_id", name, "--hub_strategy", strategy)
+    repo = published.repos["model", name]
+    assert repo.private and len(repo.commits) > 2
+    for _, title, files in repo.commits[1:]:
+        assert PUBLISHED in files["README.md"].decode(), title
+    files = repo.commits[-1][2]
+    assert bool(folder) == any(file.startswith(folder or "checkpoint-") for file in files)
+    card = ModelCard(files["README.md"].decode())
+    assert {result.metric_type for result in card.data.eval_results} == {"accuracy", "loss"}
+    assert card.data.datasets == ["owner/photos"] and key_id(owners / "one.key") in card.text
+    assert str(owners) not in card.content
+    config = json.loads(files["config.json"])
+    assert config["neuracrypt"][0]["key_id"] == key_id(owners / "one.key") and "auto_map" not in config
+
+
+def test_the_model_answers_without_our_package(train, published, owners, tmp_path):
+    train("--push_to_hub", "--output_dir", tmp_path / "model", "--hub_model_id", "owner/vit")
     code = """
 import sys
 from datasets import load_dataset
@@ -83,19 +85,12 @@ print(sorted(entry["label"] for entry in answer))
     assert json.loads(command(*evaluate, **environment).stdout)["samples"] == 30
 
 
-def test_several_owners(published, owners, tmp_path):
+def test_several_owners(train, published, owners, tmp_path):
     assert push(published, owners, "two", "owner/photos-two").returncode == 0
-    both = f'"--dataset_name", "owner/photos", "owner/photos-two", "--config_name", r"{owners / "vit"}"'
-    code = f"""
-import os
-os.chdir(r'{ROOT}')
-{TRAIN}
-run({both}, "--output_dir", r"{tmp_path / "refused"}")
-run({both}, "--output_dir", r"{tmp_path / "model"}", "--allow_mixed_keys")
-"""
-    output = python(published, code, owners / "home")
-    ids = [key_id(owners / "one.key"), key_id(owners / "two.key")]
-    assert output.count("refused:") == 1 and "--allow_mixed_keys" in output and all(each in output for each in ids)
+    both, ids = ("owner/photos", "owner/photos-two"), [key_id(owners / "one.key"), key_id(owners / "two.key")]
+    with pytest.raises(KeyMismatchError, match=f"{ids[0]}, {ids[1]}.*--allow_mixed_keys"):
+        train("--output_dir", tmp_path / "refused", dataset=both)
+    train("--output_dir", tmp_path / "model", "--allow_mixed_keys", dataset=both)
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     assert [record["key_id"] for record in config["neuracrypt"]] == ids
     photo = tmp_path / "photo.png"
@@ -108,23 +103,28 @@ run({both}, "--output_dir", r"{tmp_path / "model"}", "--allow_mixed_keys")
         Classifier.from_pretrained(str(tmp_path / "model"), load_encoder(SMALL, SecretKey.generate()))
 
 
-def test_nothing_is_uploaded_beside_what_does_not_belong(published, owners, tmp_path):
-    for name in ("key", "notes"):
-        (tmp_path / name).mkdir()
-    SecretKey.generate().save(tmp_path / "key" / "owner.key")
-    (tmp_path / "notes" / "photo.png").write_bytes(b"a plain image")
-    words = f'"--dataset_name", "owner/photos", "--config_name", r"{owners / "vit"}", "--push_to_hub"'
-    code = f"""
-import os
-os.chdir(r'{ROOT}')
-{TRAIN}
-run({words}, "--output_dir", r"{tmp_path / "key"}", "--hub_model_id", "owner/key")
-run({words}, "--output_dir", r"{tmp_path / "notes"}", "--hub_model_id", "owner/notes")
-run({words}, "--output_dir", r"{tmp_path / "token"}", "--hub_model_id", "owner/token", "--hub_token", "hf_owner")
-"""
-    refused = [line for line in python(published, code, owners / "home").splitlines() if line.startswith("refused:")]
-    assert "key file inside the output" in refused[0] and "owner.key" in refused[0]
-    assert "photo.png is not on the list of files" in refused[1]
-    assert "--hub_token would be published" in refused[2]
-    assert ("model", "owner/key") not in published.repos and ("model", "owner/token") not in published.repos
-    assert list(published.files("model", "owner/notes")) == [".gitattributes"]
+@pytest.mark.parametrize(
+    "name, plant, reason",
+    [
+        (
+            "key",
+            lambda folder: SecretKey.generate().save(folder / "owner.key"),
+            "key file inside the output.*owner",
+        ),
+        ("token", lambda folder: None, "--hub_token would be published"),
+        (
+            "notes",
+            lambda folder: (folder / "photo.png").write_bytes(b"a plain image"),
+            "photo.png is not on the list of files",
+        ),
+    ],
+)
+def test_nothing_is_uploaded_beside_what_does_not_belong(name, plant, reason, train, published, tmp_path):
+    (tmp_path / name).mkdir()
+    plant(tmp_path / name)
+    token = ("--hub_token", "hf_owner") if name == "token" else ()
+    with pytest.raises(NeuraCryptError, match=reason):
+        train("--push_to_hub", "--output_dir", tmp_path / name, "--hub_model_id", f"owner/{name}", *token)
+    repo = published.repos.get(("model", f"owner/{name}"))
+    assert (repo is not None) == (name == "notes")  # else it is refused before the repository is made
+    assert repo is None or list(repo.commits[-1][2]) == [".gitattributes"]
