@@ -14,6 +14,7 @@ import urllib.request
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -219,21 +220,21 @@ def test_a_strangers_model_is_one_line_and_runs_nothing(tmp_path):
 
 def test_no_code_of_the_model_and_its_own_size(monkeypatch, capsys):
     """`pipeline` is told so in words: without, transformers may ask at a terminal."""
-    import transformers
+    from transformers import ViTConfig
 
     told = {}
 
     def pipeline(task, **options):
         told.update(options)
         model = torch.nn.Module()
-        model.config = transformers.ViTConfig(image_size=[8, 24])
+        model.config = ViTConfig(image_size=[8, 24])
         return type("Pipeline", (), {"model": model})()
 
     def ended(server):
         told["size"] = server.image_size
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(transformers, "pipeline", pipeline)
+    monkeypatch.setitem(sys.modules, "transformers", SimpleNamespace(pipeline=pipeline))
     monkeypatch.setattr(serve.Server, "serve_forever", ended)
     monkeypatch.setattr(sys, "argv", ["serve.py", "--model", "m", "--port", "0"])
     serve.main()
