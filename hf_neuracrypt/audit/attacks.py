@@ -97,7 +97,7 @@ def run_audit(
     encoder = load_encoder(record.config, key)
     pairs = load_pairs(path, source, encoder, max_images, seed, image_column)
     rows = [folder.metadata(path, manifest, record.config, pairs.wrong), folder.key_leak(path, key)]
-    rows += [folder.labels(path), folder.row_order(manifest)]
+    rows += [folder.labels(path, pairs, seed), folder.row_order(manifest)]
     attacked, pictures = attack(pairs, encoder, seed, train)
     return Audit(record, checksum(manifest), rows + attacked, seed, time.monotonic() - start, pairs, pictures)
 

@@ -1,15 +1,18 @@
 """Attacks that need ciphertexts alone: thumbnails and repeated patches; and how their bytes are spread."""
 
+import lzma
+
 import numpy as np
 from scipy.linalg import eigh
 
 from hf_neuracrypt.audit.pairs import Pairs
-from hf_neuracrypt.audit.results import NEAR_CHANCE, NOT_APPLICABLE, WEAK, Row, grade
+from hf_neuracrypt.audit.results import NEAR_CHANCE, WEAK, Row, grade
 
 
 COMPONENTS = 8
 COVARIANCE_PATCHES = 20_000
 NEAR_BY_CHANCE = 0.001  # share of patches that count as nearly equal where nothing is
+COMPRESSED_BYTES = 3_000_000  # a few seconds
 MAX_DUPLICATE_VALUES = 64  # values of a patch that are compared; a random projection keeps distances
 
 
@@ -119,14 +122,22 @@ def duplicates(pairs: Pairs, seed: int) -> Row:
 
 
 def values(pairs: Pairs) -> Row:
-    """Bytes at the ends of the range, and entropy of the bytes."""
+    """Bytes at the ends of the range, entropy of the bytes, and how far they compress, beside the images themselves."""
+    figures = {"compressed": compressed(pairs.encrypted), "plain_compressed": compressed(pairs.plain)}
+    finding = "A ciphertext that compresses has structure, which attackers use, too; noise does not. "
     if not pairs.is_image:
-        return Row("values", NOT_APPLICABLE, "A patch representation is float32.")
+        return Row("values", NEAR_CHANCE, finding + "A patch representation is float32.", figures)
     counts = np.bincount(pairs.encrypted.reshape(-1), minlength=256)
     share = counts[counts > 0] / counts.sum()
-    figures = {
+    figures |= {
         "saturated": float((counts[0] + counts[255]) / counts.sum()),
         "entropy_bits": float(-(share * np.log2(share)).sum())
     }  # fmt: skip
-    finding = "Entropy of bytes says nothing about leakage: compare the other rows."
+    finding += "Entropy of bytes says nothing about leakage: compare the other rows."
     return Row("values", WEAK if figures["saturated"] > 0.05 else NEAR_CHANCE, finding, figures)
+
+
+def compressed(images: np.ndarray) -> float:
+    """What LZMA leaves of the first images (N, ...), as a share of their bytes, at most 1.0 or a little more."""
+    first = np.ascontiguousarray(images[: max(1, COMPRESSED_BYTES // images[0].nbytes)])
+    return len(lzma.compress(first.tobytes())) / first.nbytes

@@ -1,10 +1,13 @@
-"""What a folder gives away by its files, columns, labels and order, before any attack."""
+"""What a folder gives away by its files, columns, labels and order, before any attack; hidden labels with one."""
 
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from datasets import ClassLabel, Dataset, load_from_disk
 
+from hf_neuracrypt.audit.matching import named_classes
+from hf_neuracrypt.audit.pairs import Pairs
 from hf_neuracrypt.audit.results import LEAKS, NOTHING_FOUND, WEAK, Row
 from hf_neuracrypt.data.manifest import MANIFEST, UNFINISHED, verify
 from hf_neuracrypt.errors import LeakError
@@ -46,8 +49,8 @@ def key_leak(folder: Path, key: SecretKey) -> Row:
     return Row("key", LEAKS if found else NOTHING_FOUND, finding, {"findings": len(found)})
 
 
-def labels(folder: Path) -> Row:
-    """Whether class names are published."""
+def labels(folder: Path, pairs: Pairs, seed: int) -> Row:
+    """Whether class names are published; if they are hidden, how many of them similar pictures give away."""
     split = next(iter(load_from_disk(str(folder)).values()))
     if "label" not in split.features:
         return Row("labels", NOTHING_FOUND, "There are no labels.", {"classes": 0})
@@ -55,8 +58,14 @@ def labels(folder: Path) -> Row:
     names = feature.names if isinstance(feature, ClassLabel) else []
     if names and not all(name.startswith("class_") and name[6:].isdigit() for name in names):
         return Row("labels", LEAKS, "Class names are published (`encrypt --hide-labels`).", {"classes": len(names)})
+    named = named_classes(pairs, seed)
     finding = "Labels without names: class balance, or the trained model, may tell which class is which."
-    return Row("labels", WEAK, finding, {"classes": len(names)})
+    if named is None or pairs.labels is None:
+        return Row("labels", WEAK, finding, {"classes": len(names)})
+    chance = 1 / len(np.unique(pairs.labels))
+    finding += " Half of the pictures, with labels, name classes of the other half without the key."
+    found = LEAKS if named - chance > 0.5 * (1 - chance) else WEAK
+    return Row("labels", found, finding, {"classes": len(names), "named": named, "chance": chance})
 
 
 def row_order(manifest: dict[str, Any]) -> Row:

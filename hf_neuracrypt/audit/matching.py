@@ -22,6 +22,7 @@ GRAM_POSITIONS = 256
 LINKED_IMAGES = 128
 SURROGATE_COMPONENTS, SURROGATE_ROUNDS, SURROGATE_RIDGE = 64, 5, 0.1
 FOLDS = 4
+HALVINGS = 20
 SHUFFLE_COMPONENTS, SHUFFLE_ROUNDS = 256, 4
 
 
@@ -70,6 +71,44 @@ def accuracies(ours: Descriptors, theirs: Descriptors, order: np.ndarray) -> dic
         columns = _assign(np.abs(similarity) if method == "map" else similarity)
         found[method] = _accuracy(columns, order)
     return found
+
+
+def named_classes(pairs: Pairs, seed: int) -> float | None:
+    """Hidden labels against an attacker with similar labelled pictures: class means of the thumbnails are compared.
+
+    The images are halved at random, again and again: of one half the attacker has pictures and true labels, of the
+    other ciphertexts and hidden ones.
+
+    Returns:
+        The share of classes that get their true name, on average; None if two classes have too few images.
+    """
+    labels = pairs.labels
+    if labels is None:
+        return None
+    classes = [number for number in np.unique(labels) if (labels == number).sum() >= 2]
+    if len(classes) < 2:
+        return None
+    brightness = pairs.brightness - pairs.brightness.mean(0)
+    maps = np.moveaxis(components(pairs.encrypted_centred, seed), -1, 0)
+    generator, named = np.random.default_rng(seed), []
+    for _ in range(HALVINGS):
+        own = np.zeros(len(pairs), bool)
+        for number in classes:
+            rows = generator.permutation(np.flatnonzero(labels == number))
+            own[rows[: len(rows) // 2]] = True
+        theirs = unit(_class_means(brightness, labels, classes, own))
+        likeness = [unit(_class_means(of_one, labels, classes, ~own)) @ theirs.T for of_one in maps]
+        guesses = [sign * each for each in likeness for sign in (1, -1)]  # light and dark may be exchanged
+        found = [linear_sum_assignment(-guess) for guess in guesses]
+        best = max(range(len(found)), key=lambda place: guesses[place][found[place]].sum())
+        named.append(_accuracy(found[best][1], np.arange(len(classes))))
+    return float(np.mean(named))
+
+
+def _class_means(maps: np.ndarray, labels: np.ndarray, classes: list[int], chosen: np.ndarray) -> np.ndarray:
+    """(N, P) -> (classes, P), less what the classes have in common."""
+    means = np.stack([maps[chosen & (labels == number)].mean(0) for number in classes])
+    return means - means.mean(0)
 
 
 def matching(pairs: Pairs, maps: np.ndarray, seed: int) -> Row:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, Image, IterableDataset, load_from_disk
+from datasets import ClassLabel, Dataset, Image, IterableDataset, load_from_disk
 from einops import rearrange
 from tqdm.auto import tqdm
 
@@ -45,6 +45,7 @@ class Pairs:
         wrong: rows of the folder that are not what the key makes of the source.
         mean: float32 (P, D), the mean ciphertext patch at each position, subtracted in `encrypted_centred`; default:
             computed from these pairs.
+        labels: int64 (N,), as they are stored; None if there are none.
     """
 
     config: SchemeConfig
@@ -52,6 +53,7 @@ class Pairs:
     encrypted: np.ndarray
     wrong: tuple[int, ...] = ()
     mean: np.ndarray | None = None
+    labels: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.plain)
@@ -150,6 +152,7 @@ def load_pairs(
     chosen = np.arange(count) if streaming else np.sort(np.random.default_rng(seed).choice(total, count, replace=False))
     plain: list[np.ndarray] = []
     stored: list[np.ndarray | None] = []
+    labels: list[int] = []
     first = 0
     for name, split in encrypted.items():
         rows = (chosen[(chosen >= first) & (chosen < first + images[name])] - first).tolist()
@@ -157,11 +160,15 @@ def load_pairs(
         if rows and name not in splits:
             raise DatasetError(f"{source} has no split {name}, which the encrypted folder has")
         if rows:
-            stored += _stored(split, [row * views_of(manifest, name) for row in rows], encoder)
-            places = _source_rows(manifest, name, images[name], rejected.get(name, set()), encoder.key)
-            numbers = [places[row] for row in rows]
+            places = [row * views_of(manifest, name) for row in rows]
+            stored += _stored(split, places, encoder)
+            if isinstance(split.features.get("label"), ClassLabel):
+                labels += split.select(places)["label"]
+            order = _source_rows(manifest, name, images[name], rejected.get(name, set()), encoder.key)
+            numbers = [order[row] for row in rows]
             plain += _plain(splits[name], numbers, config, image_column, f"the split {name} of {source}")
-    return _compare(encoder, np.stack(plain), stored, chosen.tolist(), f"rows of {folder}", source)
+    known = np.array(labels) if len(labels) == len(stored) else None
+    return _compare(encoder, np.stack(plain), stored, known, chosen.tolist(), f"rows of {folder}", source)
 
 
 def _rejected(folder: Path) -> dict[str, set[int]]:
@@ -223,7 +230,13 @@ def _entries(split: Dataset | IterableDataset, numbers: list[int]) -> Iterator[d
 
 
 def _compare(
-    encoder: Encoder, plain: np.ndarray, stored: list[np.ndarray | None], rows: list[int], what: str, source: str
+    encoder: Encoder,
+    plain: np.ndarray,
+    stored: list[np.ndarray | None],
+    labels: np.ndarray | None,
+    rows: list[int],
+    what: str,
+    source: str,
 ) -> Pairs:
     """The rows that are what the key makes of the source; an error if most are not."""
     good, encrypted, wrong = [], [], []
@@ -241,7 +254,8 @@ def _compare(
             f"{len(wrong)} of {len(rows)} {what} are not what this key makes of {source}: give the dataset that was "
             "encrypted (an audit needs four images or more)"
         )
-    return Pairs(encoder.config, plain[good], np.stack(encrypted), tuple(wrong))
+    known = None if labels is None else labels[good]
+    return Pairs(encoder.config, plain[good], np.stack(encrypted), tuple(wrong), labels=known)
 
 
 def _equal(stored: np.ndarray, expected: np.ndarray, config: SchemeConfig) -> bool:

@@ -26,7 +26,10 @@ GRADES = (LEAKS, WEAK, NEAR_CHANCE, NOTHING_FOUND, NOT_APPLICABLE)
 ROWS: dict[str, tuple[str, str, str]] = {
     "metadata": ("Metadata and columns", "the folder", "leaks: anything found; weak: columns kept in clear"),
     "key": ("Key leakage", "the folder", "leaks: the key, in any form"),
-    "labels": ("Label leak", "the folder", "leaks: class names; weak: labels without names"),
+    "labels": (
+        "Label leak", "the folder; of hidden labels, similar labelled pictures as well",
+        "leaks: class names, or hidden ones named, above chance, by more than 50 %; weak: labels without names",
+    ),
     "order": ("Row order", "the folder", "leaks: rows are in the order of the source"),
     "thumbnail": (
         "Thumbnail", "ciphertexts",
@@ -70,7 +73,8 @@ ROWS: dict[str, tuple[str, str, str]] = {
         "images reconstructed better than their mean, leaks: by 3 dB; weak: by 1 dB",
     ),
     "values": (
-        "Saturation and entropy", "ciphertexts", "no leak by itself; weak: above 5 % saturated, which costs accuracy"
+        "Saturation, entropy, compression", "ciphertexts",
+        "no leak by itself; weak: above 5 % saturated, which costs accuracy",
     ),
 }  # fmt: skip
 

@@ -12,6 +12,8 @@ from datasets import Dataset, DatasetDict, Image
 import hf_neuracrypt
 from hf_neuracrypt.audit import deep
 from hf_neuracrypt.audit.attacks import attack, run_audit
+from hf_neuracrypt.audit.ciphertext import compressed
+from hf_neuracrypt.audit.matching import named_classes
 from hf_neuracrypt.audit.pairs import Pairs, cut, join
 from hf_neuracrypt.audit.results import GRADES, ROWS, read_audit
 from hf_neuracrypt.data.batches import encrypt_all
@@ -23,7 +25,7 @@ from hf_neuracrypt.images import to_png
 from hf_neuracrypt.keys import SecretKey
 from hf_neuracrypt.publish.cards import dataset_card
 from hf_neuracrypt.schemes import SCHEMES, EncoderConfig, make_config
-from tests.helpers import assert_one_line_error, command, encrypt, make_dataset
+from tests.helpers import assert_one_line_error, command, encrypt, make_dataset, make_images
 from tests.loopback_hub import LoopbackHub
 
 
@@ -62,6 +64,23 @@ def test_noise_leaks_nothing(photos, insecure_key):
     for name in ("thumbnail", "matching", "known", "duplicates", "folding", "link"):
         assert rows[name].grade == "near chance", rows[name]
     assert rows["known"].figures["pairs_for_3_db"] is None and rows["values"].figures["entropy_bits"] > 7.99
+
+
+def test_hidden_labels_fall_to_similar_labelled_pictures():
+    """Eight classes of pictures alike; under noise, or with labels at random, no more than chance are named."""
+    labels, generator = np.arange(96) % 8, np.random.default_rng(3)
+    plain = make_images(8, 64)[labels].transpose(0, 3, 1, 2) // 2 + generator.integers(0, 90, (96, 3, 64, 64), np.uint8)
+    noise = generator.integers(0, 256, plain.shape, np.uint8)
+    assert named_classes(Pairs(CONFIG, plain, linear(plain), labels=labels), 0) > 0.95
+    assert named_classes(Pairs(CONFIG, plain, noise, labels=labels), 0) < 0.35
+    assert named_classes(Pairs(CONFIG, plain, linear(plain), labels=generator.permutation(labels)), 0) < 0.35
+    assert named_classes(Pairs(CONFIG, plain, noise), 0) is None
+    assert named_classes(Pairs(CONFIG, plain, noise, labels=np.arange(96)), 0) is None  # one image each tells nothing
+
+
+def test_how_far_it_compresses(photos):
+    noise = np.random.default_rng(2).integers(0, 256, photos.shape, np.uint8)
+    assert compressed(np.zeros_like(photos)) < 0.01 < compressed(photos) < 0.99 < compressed(noise) < 1.01
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -209,6 +228,8 @@ def test_rows_in_a_keyed_order_are_found_in_the_source(work, tmp_path):
     written = report(tmp_path, tmp_path / "encrypted", tmp_path / "out")
     grades = {row["name"]: row["grade"] for row in written["rows"]}
     assert grades["order"] == grades["metadata"] == "nothing found" and written["images"] == 32
+    figures = next(row["figures"] for row in written["rows"] if row["name"] == "labels")
+    assert figures["classes"] == 3 and figures["chance"] == pytest.approx(1 / 3, abs=1e-3) and figures["named"] > 0
 
 
 def test_push_puts_the_figures_into_the_card(work, reported, tmp_path):
