@@ -78,6 +78,14 @@ def encrypt(
         ),
     ] = None,
     num_proc: Annotated[int, typer.Option(min=1, metavar="N", help="Worker processes on this machine.")] = 1,
+    dask: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="A Dask scheduler, tcp://host:8786: its workers do the work. They share the output folder, and have "
+            "the key file at the same place or where NEURACRYPT_KEY_FILE says.",
+        ),
+    ] = None,
     rank: Annotated[
         int, typer.Option(min=0, metavar="N", help="This machine's number, if several share the work.")
     ] = 0,
@@ -98,6 +106,8 @@ def encrypt(
 
     if rank >= world_size:
         raise NeuraCryptError(f"--rank {rank} is not below --world-size {world_size}: ranks count from 0")
+    if dask is not None and (num_proc > 1 or world_size > 1):
+        raise NeuraCryptError("--dask has its own workers: leave --num-proc, --rank and --world-size out")
     sizes = {"image_size": image_size, "patch_size": patch_size}
     options = {name: size for name, size in sizes.items() if size is not None} | parse_options(scheme_option or ())
     columns: dict[str, Any] = {"image_column": image_column, "label_column": label_column}
@@ -123,7 +133,7 @@ def encrypt(
     origin = identity(dataset) if streamed else ""
     plan = make_plan(splits, encoder, **columns, origin=origin)
     job = Job(splits, plan, output, shard_size * 1_000_000, max_bad_fraction, views, flip)
-    if not run(job, num_proc, rank, world_size):
+    if not run(job, num_proc, rank, world_size, dask):
         return note(f"Rank {rank} of {world_size} has done its part; {output} is complete when all have.")
     rows = read_manifest(output)["rows"]
     note(f"Encrypted {sum(rows.values()):,} images with {key.id} into {output}.")

@@ -65,11 +65,14 @@ class Job:
 
     @property
     def notes(self) -> Path:
+        """The folder for what a finished shard leaves."""
         return self.output / UNFINISHED / "notes"
 
-    def note(self, file: str) -> Path:
-        """What a finished shard leaves beside the job."""
-        return self.notes / f"{file.replace('/', '-')}.json"
+    @property
+    def rows(self) -> int | None:
+        """Of the source; None if one of the splits is a stream."""
+        lengths = [len(split) if isinstance(split, Dataset) else None for split in self.splits.values()]
+        return None if None in lengths else sum(length or 0 for length in lengths)
 
     def source_of(self, split: str) -> str:
         """The public fingerprint of a split's source under this plan."""
@@ -103,6 +106,10 @@ class Unit:
     index: int
     start: int = 0
     rows: int | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.split}-{self.index:05d}"
 
     def file(self, part: int) -> str:
         name = f"data-{self.index:05d}" if self.rows is not None else f"data-{self.index:05d}-{part:05d}"

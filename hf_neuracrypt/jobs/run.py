@@ -1,102 +1,208 @@
-"""Run a `Job` with a progress bar: in this process, or in several that this one starts.
+"""Run a `Job`: its units go to an executor of `concurrent.futures`, or are done here; their notes complete the folder.
 
-Worker processes are spawned, since forked ones deadlock once torch was used. Each reads the key file itself (a pickled
-key is a reference to its file) and expands the key once. They end when their parent does, whatever ended it.
+Notable decisions
+- Resuming is: skip what has a note. Any process or machine may be killed at any time, and any number may continue.
+- An executor starts, feeds and watches workers: processes of this machine, or a Dask cluster, which has launchers of
+  its own. A job reaches them pickled, the key in it as the path of its file, which each reads itself.
+- Ranks of a job array share the units without an executor and never wait for each other: the last completes the folder.
 """
 
-import json
+import fcntl
+import multiprocessing
 import os
+import shutil
 import signal
+import socket
 import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from functools import lru_cache
+from itertools import islice
+from multiprocessing.connection import wait as wait_for_process
+from pathlib import Path
 
-import multiprocess  # the variant of multiprocessing that `datasets` uses: it can send generator functions
+import dill  # what `datasets` pickles with: it can send generator functions
 import torch
-from datasets import Dataset
-from multiprocess.connection import wait
 from tqdm.auto import tqdm
 
 from hf_neuracrypt.data.batches import cores
-from hf_neuracrypt.data.manifest import is_unfinished
+from hf_neuracrypt.data.manifest import UNFINISHED, is_unfinished
 from hf_neuracrypt.data.sources import quiet_datasets
-from hf_neuracrypt.errors import DatasetError, NeuraCryptError
-from hf_neuracrypt.jobs.job import Job
-from hf_neuracrypt.jobs.writer import claim, work
+from hf_neuracrypt.errors import DatasetError, NeuraCryptError, first_line
+from hf_neuracrypt.jobs.job import Job, Unit, units_of
+from hf_neuracrypt.jobs.writer import (
+    SCRATCH,
+    Note,
+    check_rejected,
+    claim,
+    complete,
+    finished_shards,
+    rejected_so_far,
+    write_unit,
+)
 
 
-def run(job: Job, num_proc: int = 1, rank: int = 0, world_size: int = 1) -> bool:
-    """Do the share of machine `rank` of `world_size` with `num_proc` processes; see `writer.work`.
+IN_FLIGHT = 256  # units that an executor holds at once
+SCHEDULER_SECONDS = 30  # that a Dask scheduler may need to answer
+
+
+def run(job: Job, num_proc: int = 1, rank: int = 0, world_size: int = 1, dask: str | None = None) -> bool:
+    """Do the units of a job that nobody did before, and complete its folder if all are done.
+
+    Args:
+        job: what, and where to.
+        num_proc: worker processes; 1: this one does the work.
+        rank: of this machine in a job array, which does every `world_size`-th unit.
+        world_size: how many machines the array has.
+        dask: the address of a Dask scheduler whose workers do the work, on machines that share the folder.
 
     Returns:
-        Whether the folder is complete; False when other machines have shards left to write.
+        Whether the folder is complete; False when other ranks have units left to do.
 
     Raises:
+        DatasetError: the folder holds something else, somebody else is at work on it, or rows cannot be encrypted.
         NeuraCryptError: what stopped a worker. The same call again continues.
     """
-    lengths = [len(split) if isinstance(split, Dataset) else None for split in job.splits.values()]
-    total = None if None in lengths or world_size > 1 else sum(length or 0 for length in lengths)
-    with quiet_datasets(), tqdm(total=total, desc="Encrypting", unit=" images") as bar:
-        if num_proc == 1:
-            return work(job, rank, world_size, bar.update)
-        if not claim(job, repeatable=world_size > 1):
-            return True
-        _run_processes(job, num_proc, rank, world_size, bar)
-    return not is_unfinished(job.output)
+    if not claim(job, repeatable=world_size > 1):
+        return True
+    with _lock(job.output, shared=world_size > 1), quiet_datasets():
+        finished, (rejected, seen) = finished_shards(job), rejected_so_far(job)
+        units = units_of(job)[rank::world_size]
+        tasks = [(unit, finished[unit.name].count) for unit in units if not finished[unit.name].all]
+        total = None if any(unit.rows is None for unit in units) else sum(unit.rows or 0 for unit in units)
+        with tqdm(total=total, desc="Encrypting", unit=" images") as bar:
+            bar.update(sum(finished[unit.name].rows(job, unit) for unit in units))
+            for note in _notes(job, tasks, num_proc, dask, bar):
+                rejected += note["rejected"]
+                seen += note["source_rows"]
+                check_rejected(job, rejected, seen)
+        try:
+            return complete(job)
+        except FileNotFoundError:
+            if is_unfinished(job.output):
+                raise
+            return True  # another rank completed it, and tidied up, meanwhile
 
 
-def _run_processes(job: Job, num_proc: int, rank: int, world_size: int, bar: tqdm) -> None:
-    context = multiprocess.get_context("spawn")
-    failures = context.SimpleQueue()
-    counted: set[str] = set()
-    threads = max(1, cores() // num_proc)
-    arguments = [(job, rank * num_proc + i, world_size * num_proc, threads, failures) for i in range(num_proc)]
-    processes = [context.Process(target=_worker, args=each, daemon=True) for each in arguments]
+def _notes(job: Job, tasks: Sequence[tuple[Unit, int]], num_proc: int, dask: str | None, bar: tqdm) -> Iterator[Note]:
+    """Do the tasks (a unit, and how many of its shards are there); gives the notes as they are written."""
+    if num_proc == 1 and dask is None:
+        for unit, first in tasks:
+            yield from write_unit(job, unit, first, bar.update)
+        return
+    with _dask(dask) if dask else _processes(num_proc, job) as executor:
+        for note in _results(executor, job, tasks):
+            bar.update(note["source_rows"])
+            yield note
+
+
+@contextmanager
+def _lock(output: Path, shared: bool) -> Iterator[None]:
+    """Nobody else may be at work on a folder but ranks of one array, whose units are their own. Raises DatasetError.
+
+    The system drops the lock when the process ends, however it ends.
+    """
+    with open(output / UNFINISHED / "lock", "a+") as file:
+        try:
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            who = file.read() or "another process"
+            raise DatasetError(f"{who} is writing to {output}: wait for it, or stop it") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        if not shared:
+            for left in (output / UNFINISHED).glob(f"{SCRATCH}*"):  # what a killed worker was writing
+                shutil.rmtree(left, ignore_errors=True)
+        yield
+
+
+@contextmanager
+def _processes(count: int, job: Job) -> Iterator[Executor]:
+    """Worker processes: spawned, since forked ones deadlock once torch was used. They end with this one."""
+    begin = (max(1, cores() // count), job.plan.encoder.device.type == "cuda")
+    pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _begin, begin)
     try:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # workers inherit this: the parent decides
-        for process in processes:
-            process.start()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        while running := [process for process in processes if process.is_alive()]:
-            wait([process.sentinel for process in running], timeout=0.5)
-            _show_progress(job, bar, counted)
-            if not failures.empty():
-                raise NeuraCryptError(failures.get())
-        if not failures.empty():
-            raise NeuraCryptError(failures.get())
-        killed = [process.exitcode for process in processes if process.exitcode]
-        if killed:
-            raise DatasetError(
-                f"a worker process ended with status {killed[0]} (out of memory?): the same command again continues"
-            )
-    except TypeError as error:  # a key that cannot be sent
-        raise NeuraCryptError(str(error)) from None
+        yield pool
+    except BaseException:
+        for worker in multiprocessing.active_children():
+            worker.terminate()
+        raise
     finally:
-        for process in processes:
-            if process.pid is not None:
-                process.terminate()
-                process.join()  # its lock is free from here on
+        pool.shutdown(cancel_futures=True)
 
 
-def _worker(job: Job, rank: int, world_size: int, threads: int, failures) -> None:
+def _begin(threads: int, on_gpu: bool) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
-    try:
-        with quiet_datasets():
-            work(job, rank, world_size)
-    except NeuraCryptError as error:
-        failures.put(str(error))
+    if on_gpu:
+        number = int(multiprocessing.current_process().name.rpartition("-")[2])
+        torch.cuda.set_device(number % torch.cuda.device_count())
 
 
 def _end_with_parent() -> None:
-    wait([multiprocess.parent_process().sentinel])
-    os._exit(1)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait_for_process([parent.sentinel])
+        os._exit(1)
 
 
-def _show_progress(job: Job, bar: tqdm, counted: set[str]) -> None:
-    """Count the rows of shards finished since the last call; nothing is left to count once the folder is complete."""
+@contextmanager
+def _dask(address: str) -> Iterator[Executor]:
+    """The workers of a Dask cluster; one that dies has its units done by others."""
     try:
-        for path in job.notes.glob("*.json"):
-            if path.name not in counted:
-                bar.update(json.loads(path.read_text())["source_rows"])
-                counted.add(path.name)
-    except OSError:
-        return
+        from distributed import Client
+    except ModuleNotFoundError:
+        raise NeuraCryptError("--dask needs Dask: pip install 'hf-neuracrypt[dask]'") from None
+    try:
+        client = Client(address, timeout=SCHEDULER_SECONDS)
+    except (OSError, ValueError, TypeError) as error:
+        raise NeuraCryptError(f"cannot reach a Dask scheduler at {address}: {first_line(error)}") from None
+    with client:
+        yield client.get_executor(pure=False)
+
+
+def _results(executor: Executor, job: Job, tasks: Sequence[tuple[Unit, int]]) -> Iterator[Note]:
+    """What workers write of the tasks."""
+    try:
+        packed = dill.dumps(job)
+    except TypeError as error:  # a key that cannot be sent
+        raise NeuraCryptError(str(error)) from None
+    left, waiting = iter(tasks), set[Future[list[Note]]]()
+    try:
+        while True:
+            with _without_interrupts():  # workers that an executor starts now inherit this: the driver decides
+                for unit, first in islice(left, IN_FLIGHT - len(waiting)):
+                    waiting.add(executor.submit(_write, packed, unit, first))
+            if not waiting:
+                return
+            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield from future.result()
+    except (NeuraCryptError, OSError, KeyboardInterrupt):
+        raise
+    except (Exception, CancelledError) as error:  # of the executor: a worker ran out of memory, a scheduler went away
+        reason = first_line(error)
+        raise DatasetError(f"a worker ended ({reason}): the same command again continues") from None
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _write(packed: bytes, unit: Unit, first: int) -> list[Note]:
+    """What a worker does: the shards of a unit from number `first` on."""
+    with quiet_datasets():
+        return list(write_unit(_unpacked(packed), unit, first))
+
+
+@lru_cache(maxsize=1)
+def _unpacked(packed: bytes) -> Job:
+    return dill.loads(packed)

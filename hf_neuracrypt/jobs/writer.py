@@ -1,25 +1,19 @@
-"""Encrypt a dataset into a folder: in one process, several, or on several machines; resumable, to the same bytes.
+"""What a job leaves in its folder: shards with a note for each, and, when all are there, what makes it loadable.
 
-Notable decisions
-- A shard that has its final name is whole. The note beside the job says how many rows it has, its sha256, and what was
-  rejected. Resuming is: skip what has a note.
-- Worker `rank` of `world_size` takes every world_size-th unit. Nobody waits for anybody: whoever finds all notes there
-  completes the folder. So any number of workers may be killed, and any number may continue.
-- A writer holds a lock that the system drops when the process ends, however it ends.
+A unit of work is a function of job and unit, whoever does it and how often: a shard that has its final name is whole,
+and its note says how many rows it has, its sha256, and what was rejected. An unfinished folder is resumed by its notes.
 """
 
-import fcntl
 import itertools
 import json
-import os
 import shutil
-import socket
+import tempfile
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
 from datasets import config as datasets_config
 from datasets.arrow_writer import ArrowWriter
 
@@ -41,30 +35,9 @@ from hf_neuracrypt.errors import DatasetError
 from hf_neuracrypt.jobs.job import BATCH_SIZE, Job, Unit, units_of
 
 
-def work(job: Job, rank: int = 0, world_size: int = 1, progress: Callable[[int], object] | None = None) -> bool:
-    """Do the units of one worker that nobody did before; complete the folder if that was the last of all.
-
-    Returns:
-        Whether the folder is complete; False when other workers have units left to do.
-
-    Raises:
-        DatasetError: the folder holds something else, this worker's place is taken, or a row cannot be encrypted.
-    """
-    if not claim(job, repeatable=world_size > 1):
-        return True
-    with _lock(job.output, rank, world_size):
-        scratch = job.output / UNFINISHED / f"scratch-{rank}"
-        shutil.rmtree(scratch, ignore_errors=True)  # what a killed worker was writing
-        scratch.mkdir()
-        for unit in units_of(job)[rank::world_size]:
-            write = _write_rows if unit.rows is not None else _write_stream
-            write(job, unit, scratch, progress or (lambda rows: None))
-        try:
-            return _finish(job)
-        except FileNotFoundError:
-            if is_unfinished(job.output):
-                raise
-            return True  # another worker completed it, and tidied up, meanwhile
+SCRATCH = "scratch-"
+Note = dict[str, Any]  # file, source_rows, rows, sha256, rejected: of one shard
+Progress = Callable[[int], object]
 
 
 def claim(job: Job, repeatable: bool = False) -> bool:
@@ -94,43 +67,42 @@ def claim(job: Job, repeatable: bool = False) -> bool:
     return True
 
 
-@contextmanager
-def _lock(output: Path, rank: int, world_size: int) -> Iterator[None]:
-    """Be worker `rank` of `world_size`, or raise DatasetError saying who is at work."""
-    folder = output / UNFINISHED / "locks"
-    folder.mkdir(exist_ok=True)
-    own = folder / f"{rank}-of-{world_size}"
-    for path in folder.iterdir():
-        if path != own and path.name.endswith(f"-of-{world_size}"):
-            continue  # a worker of the same team has other units
-        with open(path, "a+") as file:
-            # Only whether somebody holds it matters. Shared: workers of a team that look at the same time do not clash.
-            _acquire(file, output, fcntl.LOCK_SH)
-    with open(own, "a+") as file:
-        _acquire(file, output, fcntl.LOCK_EX)
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        yield
+@dataclass
+class Finished:
+    """How many shards of a unit are there, and whether these are all."""
+
+    count: int = 0
+    all: bool = False
+
+    def rows(self, job: Job, unit: Unit) -> int:
+        """Of the source; the last shard of a stream counts as a full one."""
+        return self.count * (job.shard_rows if unit.rows is None else unit.rows)
 
 
-def _acquire(file, output: Path, kind: int) -> None:
-    try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        raise DatasetError(
-            f"{file.read() or 'another process'} is writing to {output}: wait for it, or stop it"
-        ) from None
+def finished_shards(job: Job) -> dict[str, Finished]:
+    """By name of the unit, from the names of the notes alone."""
+    found: dict[str, Finished] = defaultdict(Finished)
+    for path in job.notes.iterdir():
+        name, _, rest = path.name.rpartition("-")
+        found[name].count += rest.endswith(".json")
+        found[name].all |= rest.endswith(".last.json")
+    return found
 
 
-def _write_rows(job: Job, unit: Unit, scratch: Path, progress: Callable[[int], object]) -> None:
+def write_unit(job: Job, unit: Unit, first: int = 0, progress: Progress = lambda rows: None) -> Iterator[Note]:
+    """Write the shards of a unit from number `first` on; gives the note of each once it is there.
+
+    Raises:
+        DatasetError: a row cannot be encrypted.
+    """
+    with tempfile.TemporaryDirectory(dir=job.output / UNFINISHED, prefix=SCRATCH) as scratch:
+        write = _write_rows if unit.rows is not None else _write_stream
+        yield from write(job, unit, first, Path(scratch) / "shard.arrow", progress)
+
+
+def _write_rows(job: Job, unit: Unit, first: int, temporary: Path, progress: Progress) -> Iterator[Note]:
     """One shard: `datasets.map` straight into its file."""
-    rows = unit.rows or 0
-    if job.note(unit.file(0)).exists():
-        progress(rows)
-        return
-    split, temporary = job.splits[unit.split], scratch / "shard.arrow"
+    split, rows = job.splits[unit.split], unit.rows or 0
     chosen = job.orders[unit.split][unit.start : unit.start + rows]
     function = _function(job, unit, progress, chosen)
     job.plan.apply(
@@ -140,88 +112,94 @@ def _write_rows(job: Job, unit: Unit, scratch: Path, progress: Callable[[int], o
     )  # fmt: skip
     if not temporary.exists():  # `map` writes no file for no rows
         ArrowWriter(features=job.plan.features, path=str(temporary)).finalize()
-    _keep(job, unit, 0, temporary, rows, function.rejected or [], last=True)
+    yield _keep(job, unit, first, temporary, rows, function.rejected or [], last=True)
 
 
-def _write_stream(job: Job, unit: Unit, scratch: Path, progress: Callable[[int], object]) -> None:
+def _write_stream(job: Job, unit: Unit, first: int, temporary: Path, progress: Progress) -> Iterator[Note]:
     """The shards of one source shard of a stream, in one pass, holding one batch at a time."""
     stream = job.plan.source(job.splits[unit.split])
     if stream.num_shards > 1:
         stream = stream.shard(stream.num_shards, unit.index)
-    part = 0
-    while job.note(unit.file(part)).exists():
-        note = json.loads(job.note(unit.file(part)).read_text())
-        progress(note["source_rows"])
-        if note["last"]:
-            return
-        part += 1
-    first_row = part * job.shard_rows
-    batches = iter((stream.skip(first_row) if first_row else stream).iter(batch_size=BATCH_SIZE))
+    row = first * job.shard_rows
+    batches = iter((stream.skip(row) if row else stream).iter(batch_size=BATCH_SIZE))
     batch = next(batches, None)
-    while True:
-        temporary, row = scratch / "shard.arrow", first_row
-        function = _function(job, unit, progress)
+    for part in itertools.count(first):
+        function, start = _function(job, unit, progress), row
         fingerprint = job.plan.fingerprint(f"{job.source_of(unit.split)} {unit.index} {part}")
         with ArrowWriter(features=job.plan.features, path=str(temporary), fingerprint=fingerprint) as writer:
-            while batch is not None and row < first_row + job.shard_rows:
+            while batch is not None and row < start + job.shard_rows:
                 count = len(batch[job.plan.columns.image])
                 rows = function(batch, list(range(row, row + count)))
                 if rows["image"]:
                     writer.write_batch(rows)
                 row, batch = row + count, next(batches, None)
             writer.finalize()
-        _keep(job, unit, part, temporary, row - first_row, function.rejected or [], last=batch is None)
+        yield _keep(job, unit, part, temporary, row - start, function.rejected or [], last=batch is None)
         if batch is None:
             return
-        part, first_row = part + 1, row
 
 
-def _function(
-    job: Job, unit: Unit, progress: Callable[[int], object], rows: Sequence[int] | None = None
-) -> EncryptRows:
+def _function(job: Job, unit: Unit, progress: Progress, rows: Sequence[int] | None = None) -> EncryptRows:
     rejected: list[dict] | None = [] if job.max_bad_fraction else None
     views = job.views_of(unit.split)
     return job.plan.rows(rows=rows, rejected=rejected, progress=progress, views=views, flip=job.flip)
 
 
-def _keep(job: Job, unit: Unit, part: int, temporary: Path, rows: int, rejected: list[dict], last: bool) -> None:
-    """Give a shard its final name and leave its note; stop if too many rows were rejected."""
-    file = unit.file(part)
+def _keep(job: Job, unit: Unit, part: int, temporary: Path, rows: int, rejected: list[dict], last: bool) -> Note:
+    """Give a shard its final name, and leave its note."""
     stored = (rows - len(rejected)) * job.views_of(unit.split)
-    note = {"file": file, "source_rows": rows, "rows": stored, "sha256": sha256(temporary), "last": last}
+    note: Note = {"file": unit.file(part), "source_rows": rows, "rows": stored, "sha256": sha256(temporary)}
+    note["rejected"] = [{"split": unit.split} | each for each in rejected]
     (job.output / unit.split).mkdir(exist_ok=True)
-    atomic_rename(temporary, job.output / file)
-    atomic_write(job.note(file), to_text(note | {"rejected": [{"split": unit.split} | each for each in rejected]}))
-    if rejected:
-        notes = [json.loads(path.read_text()) for path in job.notes.glob("*.json")]
-        bad = sum(len(each["rejected"]) for each in notes)
-        lengths = [len(split) if isinstance(split, Dataset) else None for split in job.splits.values()]
-        seen = sum(each["source_rows"] for each in notes) if None in lengths else sum(length or 0 for length in lengths)
-        if bad > job.max_bad_fraction * seen:
-            raise DatasetError(
-                f"{bad} of {seen} rows cannot be encrypted, --max-bad-fraction {job.max_bad_fraction} allows fewer; "
-                f"the last: row {rejected[-1]['row']} of {unit.split}: {rejected[-1]['reason']}"
-            )
+    atomic_rename(temporary, job.output / note["file"])
+    atomic_write(_note_of(job, unit, part, last), to_text(note))
+    return note
 
 
-def _finish(job: Job) -> bool:
-    """If every unit is done, write what makes the folder loadable, and tidy up."""
-    notes: dict[str, list[dict]] = {name: [] for name in job.splits}
-    for unit in units_of(job):
-        for part in itertools.count():
-            path = job.note(unit.file(part))
-            if not path.exists():
-                return not is_unfinished(job.output)  # another worker may have completed it meanwhile
-            note = json.loads(path.read_text())
-            notes[unit.split].append(note)
-            if note["last"]:
-                break
+def _note_of(job: Job, unit: Unit, part: int, last: bool) -> Path:
+    return job.notes / f"{unit.name}-{part:05d}{'.last' if last else ''}.json"
+
+
+def rejected_so_far(job: Job) -> tuple[list[dict], int]:
+    """The rows that earlier runs of a job left out, if it may leave out any, and how many were looked at."""
+    notes = [json.loads(path.read_text()) for path in job.notes.iterdir()] if job.max_bad_fraction else []
+    return [entry for note in notes for entry in note["rejected"]], sum(note["source_rows"] for note in notes)
+
+
+def check_rejected(job: Job, rejected: Sequence[dict], seen: int) -> None:
+    """Raises DatasetError if these are too many, of all rows, or of those of a stream seen so far."""
+    if len(rejected) > job.max_bad_fraction * (rows := job.rows or seen):
+        last = rejected[-1]
+        raise DatasetError(
+            f"{len(rejected)} of {rows} rows cannot be encrypted, --max-bad-fraction {job.max_bad_fraction} allows "
+            f"fewer; the last: row {last['row']} of {last['split']}: {last['reason']}"
+        )
+
+
+def complete(job: Job) -> bool:
+    """If every unit is done, write what makes the folder loadable, and tidy up.
+
+    Returns:
+        Whether the folder is complete.
+
+    Raises:
+        DatasetError: too many rows were left out.
+    """
+    units, finished = units_of(job), finished_shards(job)
+    if not all(finished[unit.name].all for unit in units):
+        return not is_unfinished(job.output)  # another rank may have completed it meanwhile
+    notes: dict[str, list[Note]] = {name: [] for name in job.splits}
+    for unit in units:
+        parts = finished[unit.name].count
+        for part in range(parts):
+            notes[unit.split].append(json.loads(_note_of(job, unit, part, part == parts - 1).read_text()))
+    rejected = [entry for each in notes.values() for note in each for entry in note["rejected"]]
+    check_rejected(job, rejected, sum(note["source_rows"] for each in notes.values() for note in each))
     files = {note["file"]: {k: note[k] for k in ("rows", "sha256")} for each in notes.values() for note in each}
     for split, each in notes.items():
         info, state = _split_files(job, split, [Path(note["file"]).name for note in each])
         _write_listed(job.output, f"{split}/{datasets_config.DATASET_INFO_FILENAME}", to_text(info), files)
         _write_listed(job.output, f"{split}/{datasets_config.DATASET_STATE_JSON_FILENAME}", to_text(state), files)
-    rejected = [entry for each in notes.values() for note in each for entry in note["rejected"]]
     if rejected:
         _write_listed(job.output, REJECTED, "".join(json.dumps(entry) + "\n" for entry in rejected), files)
     splits = to_text({"splits": list(job.splits)})

@@ -11,6 +11,7 @@ Notable decisions
 
 import base64
 import hmac
+import os
 import secrets
 from pathlib import Path
 
@@ -175,6 +176,9 @@ class SecretKey:
 
 
 def _reload(path: str, passphrase_file: str | None, key_id: str) -> SecretKey:
+    """Read the key file again, in another process; on another machine it may be elsewhere."""
+    if not Path(path).exists():
+        path = os.environ.get("NEURACRYPT_KEY_FILE", path)
     key = SecretKey.load(path, passphrase_file=passphrase_file)
     if key.id != key_id:
         raise KeyFileError(f"{path} changed while the job was running: it now holds {key.id}, the job uses {key_id}")

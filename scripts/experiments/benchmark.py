@@ -3,6 +3,7 @@
 python scripts/experiments/benchmark.py encoder   # the encoder alone, on images in memory; --device cuda: on a GPU
 python scripts/experiments/benchmark.py encrypt   # from stored images to a finished folder
 python scripts/experiments/benchmark.py memory    # peak memory of 2,000 and of 20,000 images
+python scripts/experiments/benchmark.py shards    # what 100,000 shards cost beside encrypting
 python scripts/experiments/benchmark.py train     # steps on ciphertexts, on plain PNGs, on photos as usual
 python scripts/experiments/benchmark.py crash     # kill the job at random moments, resume, compare; flip bits, verify
 
@@ -151,6 +152,9 @@ def main() -> None:
     memory = commands.add_parser("memory", help="peak memory against the number of images")
     memory.add_argument("--rows", type=int, nargs=2, default=(2000, 20000))
     memory.set_defaults(run=benchmark_jobs.memory)
+    shards = commands.add_parser("shards", help="bookkeeping of a job of many shards")
+    shards.add_argument("--shards", type=int, default=100_000)
+    shards.set_defaults(run=benchmark_jobs.shards)
     train = commands.add_parser("train", help="training steps: ciphertexts, plain PNGs, the usual pipeline")
     train.add_argument("--batch", type=int, default=32)
     train.add_argument("--rows", type=int, default=512)

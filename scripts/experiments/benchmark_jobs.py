@@ -16,22 +16,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
-from datasets import Dataset, Features, Image, IterableDataset
+from datasets import Dataset, DatasetInfo, Features, Image, IterableDataset
 from photos import crops
 from PIL import Image as PILImage
 from tqdm.auto import tqdm
 
 from hf_neuracrypt.data.dataset import make_plan
-from hf_neuracrypt.data.manifest import MANIFEST, UNFINISHED, is_unfinished, sha256, verify
+from hf_neuracrypt.data.manifest import MANIFEST, UNFINISHED, is_unfinished, sha256, to_text, verify
 from hf_neuracrypt.data.sources import load_source
 from hf_neuracrypt.encoders import load_encoder
 from hf_neuracrypt.encoders.base import Encoder
 from hf_neuracrypt.encoders.reference import ColorNeuraCryptReference
 from hf_neuracrypt.errors import DatasetError
 from hf_neuracrypt.images import to_png
-from hf_neuracrypt.jobs.job import Job
+from hf_neuracrypt.jobs.job import BATCH_SIZE, Job, units_of
 from hf_neuracrypt.jobs.run import run
+from hf_neuracrypt.jobs.writer import claim, complete, finished_shards
 from hf_neuracrypt.keys import SecretKey
 from hf_neuracrypt.schemes import EncoderConfig
 
@@ -145,6 +147,42 @@ def memory_child(rows: int) -> None:
         split = IterableDataset.from_generator(synthetic, gen_kwargs={"rows": rows}, features=features)
         fill(Path(folder) / "encrypted", split, load_encoder(EncoderConfig(), SecretKey.generate()))
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+
+
+# ------------------------------------------------------------------------------------------------------------ shards
+
+
+def shards(args: argparse.Namespace) -> dict[str, Any]:
+    """Seconds that a job of so many shards needs beside encrypting: all of them are there, and empty."""
+    nulls = pa.table({"image": pa.nulls(args.shards * BATCH_SIZE, Image().pa_type)})
+    splits = {"train": Dataset(nulls, info=DatasetInfo(features=Features({"image": Image()})), fingerprint="empty")}
+    seconds = {}
+    with tempfile.TemporaryDirectory() as name:
+        plan = make_plan(splits, load_encoder(EncoderConfig(), SecretKey.generate()))
+        job = Job(splits, plan, Path(name) / "encrypted", shard_bytes=1)
+        claim(job)
+        (job.output / "train").mkdir()
+        start = time.perf_counter()
+        units = units_of(job)
+        seconds["planning"] = time.perf_counter() - start
+        for unit in tqdm(units, desc="Writing empty shards"):
+            file, rows = job.output / unit.file(0), unit.rows or 0
+            file.touch()
+            note = {"file": unit.file(0), "source_rows": rows, "rows": rows, "sha256": sha256(file), "rejected": []}
+            (job.notes / f"{unit.name}-00000.last.json").write_text(to_text(note))
+        start = time.perf_counter()
+        assert sum(each.all for each in finished_shards(job).values()) == len(units)
+        seconds["resuming"] = time.perf_counter() - start
+        start = time.perf_counter()
+        assert complete(job)
+        seconds["completing"] = time.perf_counter() - start
+        start = time.perf_counter()
+        assert all(problem is None for _, problem in verify(job.output))
+        seconds["verifying"] = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(f"{args.shards:,} shards: " + ", ".join(f"{what} {value:.1f} s" for what, value in seconds.items()), end="")
+    print(f"; {peak / 1e6:,.0f} MB at the most")
+    return {"shards": args.shards, "seconds": seconds, "peak_bytes": peak}
 
 
 # ------------------------------------------------------------------------------------------------------------- crash

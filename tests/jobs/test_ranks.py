@@ -91,16 +91,19 @@ def test_a_second_writer_is_told_who_is_at_work(small_encoder, tmp_path, monkeyp
 def test_a_stale_lock_does_not_count(finished, small_encoder, tmp_path):
     folder = tmp_path / "encrypted"
     write_interrupted(1, folder, small_encoder)
-    (folder / ".unfinished" / "locks" / "3-of-7").write_text("process 1 on a machine that is gone")
+    (folder / UNFINISHED / "lock").write_text("process 1 on a machine that is gone")
     write(folder, small_encoder)
     assert digests(folder) == digests(finished)
 
 
-def test_teams_that_start_at_the_same_time_do_not_clash(finished, small_encoder, tmp_path):
-    """Another worker of the team is just looking at the stale lock of an earlier team."""
+def test_ranks_work_side_by_side_and_nobody_else(finished, small_encoder, tmp_path):
+    """A rank of an array, also one that a scheduler started twice, shares the folder with the others."""
     folder = tmp_path / "encrypted"
     write_interrupted(1, folder, small_encoder)
-    with open(folder / ".unfinished" / "locks" / "0-of-1") as stale:
-        fcntl.flock(stale, fcntl.LOCK_SH)
-        assert [run(job_of(folder, small_encoder), rank=rank, world_size=2) for rank in range(2)] == [False, True]
+    with open(folder / UNFINISHED / "lock", "a+") as rank:
+        fcntl.flock(rank, fcntl.LOCK_SH)
+        with pytest.raises(DatasetError, match="is writing to"):
+            write(folder, small_encoder)
+        complete = [run(job_of(folder, small_encoder), rank=number, world_size=2) for number in (0, 0, 1)]
+    assert complete == [False, False, True]
     assert digests(folder) == digests(finished)

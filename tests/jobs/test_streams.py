@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from datasets import IterableDataset, load_from_disk
 
-from hf_neuracrypt.jobs.job import BATCH_SIZE
-from hf_neuracrypt.jobs.writer import work
+from hf_neuracrypt.jobs.job import BATCH_SIZE, units_of
+from hf_neuracrypt.jobs.writer import claim, write_unit
 from tests.helpers import (
     SPLITS,
     digests,
@@ -53,7 +53,10 @@ def test_a_stream_is_never_held(small_encoder, tmp_path):
 
     splits = {"train": IterableDataset.from_generator(rows)}
     job = job_of(tmp_path / "encrypted", small_encoder, splits)
-    assert work(job, progress=lambda count: encrypted.__setitem__(0, encrypted[0] + count))
+    assert claim(job)
+    (unit,) = units_of(job)
+    for _ in write_unit(job, unit, progress=lambda count: encrypted.__setitem__(0, encrypted[0] + count)):
+        pass
     assert encrypted[0] == 1280 and largest[0] <= 4 * BATCH_SIZE
 
 
