@@ -23,6 +23,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 
 from hf_neuracrypt.errors import ImageError
@@ -49,11 +50,18 @@ def prepare(source: object, config: SchemeConfig) -> np.ndarray:
     Raises:
         ImageError: unreadable, truncated, too large, or a kind of array whose range is not known.
     """
-    image = to_rgb(_open(source), config.background)
-    size = (config.image_size, config.image_size)
-    if image.size != size:
-        image = image.resize(size, Image.Resampling.BILINEAR)
-    return np.asarray(image).transpose(2, 0, 1)
+    return _resize(to_rgb(_open(source), config.background), config.image_size, config.resize)
+
+
+def _resize(image: Image.Image, size: int, method: str) -> np.ndarray:
+    """RGB -> uint8 (3, size, size); the same bytes on every processor."""
+    if image.size == (size, size):
+        return np.asarray(image).transpose(2, 0, 1)
+    if method == "bilinear":
+        return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+    resized = torch.nn.functional.interpolate(pixels, (size, size), mode="bilinear", antialias=True)
+    return resized[0].numpy()
 
 
 def make_views(image: np.ndarray, count: int, flip: bool = False) -> list[np.ndarray]:

@@ -15,6 +15,10 @@ def test_canonical_text_is_frozen():
     """It goes into the derivation of every network of v1."""
     assert EncoderConfig().to_json() == (
         '{"algorithm":"color-neuracrypt/v1","background":"#ffffff","depth":4,"image_size":224,"patch_size":16,'
+        '"resize":"torch-bilinear","width":768}'
+    )
+    assert EncoderConfig(resize="bilinear").to_json() == (
+        '{"algorithm":"color-neuracrypt/v1","background":"#ffffff","depth":4,"image_size":224,"patch_size":16,'
         '"resize":"bilinear","width":768}'
     )
 
@@ -90,7 +94,7 @@ def test_defaults_are_above_the_floors(scheme):
 
 # ----------------------------------------------------------------------------- what configs say is true of the encoders
 
-NETWORK = {"image_size": 16, "patch_size": 8, "width": 16, "depth": 1}
+NETWORK = {"image_size": 16, "patch_size": 8, "width": 64, "depth": 1}
 CONFIGS = [
     make_config("color-neuracrypt", NETWORK),
     make_config("le", {"image_size": 8}),
@@ -141,7 +145,7 @@ def test_a_permutation_cipher_moves_symbols_of_its_size(config, insecure_key):
 def test_a_random_network_mixes_the_values_of_a_patch(config, insecure_key):
     encoder, images = load_encoder(config, insecure_key), random_images(config)
     other = images.clone()
-    other[:, 0, 0, 0] ^= 128
+    other[:, :, 0, :4] ^= 128
     changed = encoder.encrypt_in_place(other) != encoder.encrypt_in_place(images)
     assert changed.flatten(1).sum(1).min() > 5 and not config.invertible
 

@@ -15,12 +15,14 @@ from hf_neuracrypt.encoders.color_neuracrypt import ColorNeuraCrypt, expand, pix
 from hf_neuracrypt.encoders.kernels import Float32Kernel
 from hf_neuracrypt.encoders.reference import ColorNeuraCryptReference
 from hf_neuracrypt.errors import ImageError, NeuraCryptError
+from hf_neuracrypt.images import prepare
 from hf_neuracrypt.keys import SecretKey
 from hf_neuracrypt.schemes import EncoderConfig
 from tests.helpers import GOLDEN, SMALL, batch, golden_image, make_images, sha256
 
 
 CIPHERTEXTS = json.loads((GOLDEN / "ciphertexts.json").read_text())["ciphertexts"]
+WHOLE_WAY = json.loads((GOLDEN / "whole_way.json").read_text())["ciphertexts"]
 
 
 # ------------------------------------------------------------------------------------------------------- golden bytes
@@ -32,6 +34,16 @@ def test_golden_ciphertexts(vector):
     images = batch(np.stack([golden_image(name, config.image_size) for name in vector["images"]]))
     encrypted = load_encoder(config, SecretKey(bytes.fromhex(vector["key"]))).encrypt(images)
     assert [sha256(image) for image in encrypted] == vector["sha256"]
+
+
+@pytest.mark.parametrize("vector", WHOLE_WAY, ids=lambda vector: vector["name"])
+def test_golden_ciphertexts_of_images_of_other_sizes(vector):
+    """From decoded pixels through the resize that the config names to the ciphertext."""
+    config, (height, width) = EncoderConfig.from_dict(vector["config"]), vector["size"]
+    prepared = prepare(golden_image(vector["image"], max(height, width))[:height, :width], config)
+    assert hashlib.sha256(prepared.tobytes()).hexdigest() == vector["prepared"]
+    encoder = ColorNeuraCrypt(config, SecretKey(bytes.fromhex(vector["key"])))
+    assert sha256(encoder.encrypt(torch.from_numpy(prepared.copy())[None])[0]) == vector["ciphertext"]
 
 
 @pytest.mark.parametrize("vector", [v for v in CIPHERTEXTS if v["config"]["image_size"] <= 64], ids=lambda v: v["name"])
@@ -244,7 +256,8 @@ def photos() -> torch.Tensor:
 @pytest.mark.parametrize("seed", range(3))
 def test_saturation_and_scale_on_photos(seed, photos):
     key = SecretKey(hashlib.sha256(bytes([seed])).digest())
-    encoder = ColorNeuraCrypt(EncoderConfig(), key, kernel="float32")
+    config = EncoderConfig(resize="bilinear")  # other configs are other networks, some of which saturate more
+    encoder = ColorNeuraCrypt(config, key, kernel="float32")
     h = to_patches(photos.contiguous(), 16)
     for layer in encoder.layers[:-1]:
         h = layer(h)
@@ -255,5 +268,5 @@ def test_saturation_and_scale_on_photos(seed, photos):
     encrypted = encrypted.float()
     positional = encrypted.mean(0).var() / encrypted.var()
     assert 0.6 < positional < 0.85
-    reference = ColorNeuraCryptReference(EncoderConfig(), key)(photos.float())
+    reference = ColorNeuraCryptReference(config, key)(photos.float())
     assert torch.corrcoef(torch.stack([encrypted.flatten(), reference.clamp(0, 255).flatten()]))[0, 1] > 0.99
