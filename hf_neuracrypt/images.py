@@ -9,8 +9,8 @@ Notable decisions
   multi-page files give their first frame.
 - Plain images are resized once, before encryption, by the config's method.
 - Views, too, are made before encryption, and follow from the image's own pixels: the same on any machine, in any order.
-- The PNG writer stores the pixels uncompressed (ciphertext does not compress) in blocks laid out here, so a file's
-  bytes depend on the ciphertext alone, not on a version of Pillow or zlib.
+- The PNG writer stores the pixels uncompressed in blocks laid out here (`push` compresses them), so a file's bytes
+  depend on the ciphertext alone, not on a version of Pillow or zlib.
 """
 
 import hashlib
@@ -50,10 +50,10 @@ def prepare(source: object, config: SchemeConfig) -> np.ndarray:
     Raises:
         ImageError: unreadable, truncated, too large, or a kind of array whose range is not known.
     """
-    return _resize(to_rgb(_open(source), config.background), config.image_size, config.resize)
+    return resize(to_rgb(open_image(source), config.background), config.image_size, config.resize)
 
 
-def _resize(image: Image.Image, size: int, method: str) -> np.ndarray:
+def resize(image: Image.Image, size: int, method: str) -> np.ndarray:
     """RGB -> uint8 (3, size, size); the same bytes on every processor."""
     if image.size == (size, size):
         return np.asarray(image).transpose(2, 0, 1)
@@ -122,7 +122,8 @@ def _chunk(name: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(data, zlib.crc32(name)))
 
 
-def _open(source: object) -> Image.Image:
+def open_image(source: object) -> Image.Image:
+    """Anything that `prepare` takes, its pixels decoded."""
     if isinstance(source, dict) and set(source) == {"bytes", "path"}:
         source = source["path"] if source["bytes"] is None else source["bytes"]
     if source is None:

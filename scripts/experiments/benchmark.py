@@ -2,6 +2,7 @@
 
 python scripts/experiments/benchmark.py encoder   # the encoder alone, on images in memory; --device cuda: on a GPU
 python scripts/experiments/benchmark.py encrypt   # from stored images to a finished folder
+python scripts/experiments/benchmark.py load      # the same beside busy processes: the share of a fair share
 python scripts/experiments/benchmark.py memory    # peak memory of 2,000 and of 20,000 images
 python scripts/experiments/benchmark.py shards    # what 100,000 shards cost beside encrypting
 python scripts/experiments/benchmark.py train     # steps on ciphertexts, on plain PNGs, on photos as usual
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import benchmark_jobs
+import benchmark_limits
 import benchmark_train
 import torch
 
@@ -149,12 +151,17 @@ def main() -> None:
     encrypt.add_argument("--rows", type=int, default=2000)
     encrypt.add_argument("--rounds", type=int, default=3)
     encrypt.set_defaults(run=benchmark_jobs.encrypt)
+    load = commands.add_parser("load", help="a job beside busy processes")
+    load.add_argument("--rows", type=int, default=1000)
+    load.add_argument("--rounds", type=int, default=3)
+    load.add_argument("--busy", type=int, default=4, help="busy processes for each core")
+    load.set_defaults(run=benchmark_jobs.load)
     memory = commands.add_parser("memory", help="peak memory against the number of images")
     memory.add_argument("--rows", type=int, nargs=2, default=(2000, 20000))
-    memory.set_defaults(run=benchmark_jobs.memory)
+    memory.set_defaults(run=benchmark_limits.memory)
     shards = commands.add_parser("shards", help="bookkeeping of a job of many shards")
     shards.add_argument("--shards", type=int, default=100_000)
-    shards.set_defaults(run=benchmark_jobs.shards)
+    shards.set_defaults(run=benchmark_limits.shards)
     train = commands.add_parser("train", help="training steps: ciphertexts, plain PNGs, the usual pipeline")
     train.add_argument("--batch", type=int, default=32)
     train.add_argument("--rows", type=int, default=512)
@@ -167,7 +174,7 @@ def main() -> None:
     crash.add_argument("--trials", type=int, default=50)
     crash.add_argument("--flips", type=int, default=200)
     crash.add_argument("--seed", type=int, default=0)
-    crash.set_defaults(run=benchmark_jobs.crash)
+    crash.set_defaults(run=benchmark_limits.crash)
     args = parser.parse_args()
     environment = {
         "torch": torch.__version__,

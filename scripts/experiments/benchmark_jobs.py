@@ -1,43 +1,38 @@
-"""The parts of `benchmark.py` that run whole jobs: speed from stored image to finished folder, memory, crashes."""
+"""The parts of `benchmark.py` about the speed of a job, from stored image to finished folder: where time goes, load."""
 
 import argparse
 import io
-import random
 import resource
-import shutil
-import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
-from datasets import Dataset, DatasetInfo, Features, Image, IterableDataset
+from datasets import Dataset, Features, Image, IterableDataset
 from photos import crops
 from PIL import Image as PILImage
-from tqdm.auto import tqdm
 
+from hf_neuracrypt.data.batches import PART, cores
 from hf_neuracrypt.data.dataset import make_plan
-from hf_neuracrypt.data.manifest import MANIFEST, UNFINISHED, is_unfinished, sha256, to_text, verify
+from hf_neuracrypt.data.manifest import sha256
 from hf_neuracrypt.data.sources import load_source
 from hf_neuracrypt.encoders import load_encoder
 from hf_neuracrypt.encoders.base import Encoder
 from hf_neuracrypt.encoders.reference import ColorNeuraCryptReference
-from hf_neuracrypt.errors import DatasetError
-from hf_neuracrypt.images import to_png
-from hf_neuracrypt.jobs.job import BATCH_SIZE, Job, units_of
+from hf_neuracrypt.images import open_image, resize, to_rgb
+from hf_neuracrypt.jobs.job import Job
 from hf_neuracrypt.jobs.run import run
-from hf_neuracrypt.jobs.writer import claim, complete, finished_shards
 from hf_neuracrypt.keys import SecretKey
 from hf_neuracrypt.schemes import EncoderConfig
 
 
+CHILDREN = resource.RUSAGE_CHILDREN
 DISTINCT = 300  # photos; more rows repeat them
 
 
@@ -81,183 +76,120 @@ class Float32(Encoder):
 
 
 def encrypt(args: argparse.Namespace) -> dict[str, Any]:
-    """Images/s from a dataset to a finished folder, with the encoder, without it, and with the float32 network."""
+    """A job from a dataset to a finished folder: images/s and CPU time, beside other ways; and where the time goes."""
     split = next(iter(load_source(args.dataset).values())) if args.dataset else photo_rows(args.rows)
     split, config, threads = split.select(range(min(args.rows, len(split)))), EncoderConfig(), torch.get_num_threads()
     with tempfile.TemporaryDirectory() as folder:
-        SecretKey.generate().save(f"{folder}/a.key")
-        key = SecretKey.load(f"{folder}/a.key")
+        key = key_in(folder)
         exact = load_encoder(config, key)
-        variants: dict[str, tuple[Encoder, int, int]] = {  # encoder, processes, threads of a process
+        variants: dict[str, tuple[Encoder | None, int, int]] = {  # encoder, processes, threads of a process
             "exact encoder": (exact, 1, threads),
             "exact encoder, 1 thread": (exact, 1, 1),
             "exact encoder, 2 processes": (exact, 2, threads),
             "identity encoder": (Identity(config, key), 1, threads),
             "float32 network": (Float32(config, key), 1, threads),
+            "datasets.map, Pillow, library's PNG": (None, 1, 1),
         }
-        times: dict[str, list[float]] = {name: [] for name in variants}
+        taken: dict[str, list[tuple[float, float]]] = {name: [] for name in variants}
         for turn in range(args.rounds):
             for name, (encoder, processes, count) in variants.items():
                 torch.set_num_threads(count)
-                start = time.perf_counter()
-                fill(Path(folder) / f"{turn}-{name}", split, encoder, processes)
-                times[name].append(time.perf_counter() - start)
+                start, cpu = time.perf_counter(), cpu_seconds()
+                if encoder is None:
+                    as_usual(split, config.image_size, Path(folder) / f"{turn}-usual.arrow")
+                else:
+                    fill(Path(folder) / f"{turn}-{name}", split, encoder, processes)
+                taken[name].append((time.perf_counter() - start, cpu_seconds() - cpu))
                 torch.set_num_threads(threads)
-    rates = {name: len(split) / statistics.median(each) for name, each in times.items()}
-    one = rates["exact encoder"]
+        by_stage = stages(split.select(range(min(300, len(split)))), exact, Path(folder))
+    rates = {name: len(split) / statistics.median(each[0] for each in both) for name, both in taken.items()}
+    cpu_ms = {name: 1e3 * statistics.median(each[1] for each in both) / len(split) for name, both in taken.items()}
+    one, single = rates["exact encoder"], "exact encoder, 1 thread"
     result = {
         "images_per_second": rates,
+        "cpu_ms_per_image": cpu_ms,
+        "stages_cpu_ms": by_stage,
+        "ratio_to_stages": rates[single] * sum(by_stage.values()) / 1e3,
+        "ratio_cpu_to_usual": cpu_ms[single] / cpu_ms["datasets.map, Pillow, library's PNG"],
         "ratio_to_float32": one / rates["float32 network"],
         "ratio_to_identity": one / rates["identity encoder"],
-        "ratio_two_threads": one / rates["exact encoder, 1 thread"],
-        "ratio_two_processes": rates["exact encoder, 2 processes"] / one,
+        "ratio_two_threads": one / rates[single],
+        "ratio_two_processes": rates["exact encoder, 2 processes"] / rates[single],
     }
-    print(f"\n{len(split):,} images to {config.image_size} px, {threads} threads\n\n{'whole job':<32}{'images/s':>10}")
+    print(f"\n{len(split):,} images to {config.image_size} px, {threads} threads\n")
+    print(f"{'whole job':<38}{'images/s':>10}{'CPU ms an image':>18}")
     for name, rate in rates.items():
-        print(f"{name:<32}{rate:>10.0f}")
+        print(f"{name:<38}{rate:>10.0f}{cpu_ms[name]:>18.2f}")
+    print("one after the other, ms: " + ", ".join(f"{stage} {value:.2f}" for stage, value in by_stage.items()))
     print(", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in result.items() if name[:5] == "ratio"))
     return result
 
 
-# ------------------------------------------------------------------------------------------------------------ memory
+def key_in(folder: str) -> SecretKey:
+    """A new key, with a file, so that worker processes can read it."""
+    SecretKey.generate().save(f"{folder}/a.key")
+    return SecretKey.load(f"{folder}/a.key")
 
 
-def synthetic(rows: int) -> Iterator[dict]:
-    """PNG images of 224 px made on the fly: the source holds nothing."""
-    generator = np.random.default_rng(0)
-    for _ in range(rows):
-        yield {"image": {"bytes": to_png(generator.integers(0, 256, (3, 224, 224), np.uint8)), "path": None}}
+def cpu_seconds() -> float:
+    """Of this process, and of its children that have ended."""
+    return sum(use.ru_utime + use.ru_stime for use in map(resource.getrusage, (resource.RUSAGE_SELF, CHILDREN)))
 
 
-def memory(args: argparse.Namespace) -> dict[str, Any]:
-    """Peak resident memory of a process that encrypts a stream of so many images; one process each."""
-    peaks = {}
-    for rows in args.rows:
-        words = [sys.executable, __file__, "memory", str(rows)]
-        peaks[rows] = int(subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout)
-        print(f"{rows:>8,} images: {peaks[rows] / 1e6:,.0f} MB at the most")
-    few, many = (peaks[rows] for rows in args.rows)
-    print(f"ratio {many / few:.3f}")
-    return {"peak_bytes": peaks, "ratio": many / few}
+def as_usual(split: Dataset, size: int, file: Path) -> None:
+    """What people do without encryption: decode, resize with Pillow, store the PNG that the library makes."""
+    split.map(
+        lambda row: {"image": row["image"].convert("RGB").resize((size, size), PILImage.Resampling.BILINEAR)},
+        cache_file_name=str(file), load_from_cache_file=False, writer_batch_size=100,
+    )  # fmt: skip
 
 
-def memory_child(rows: int) -> None:
+def stages(split: Dataset, encoder: Encoder, folder: Path) -> dict[str, float]:
+    """CPU milliseconds an image of each step of a job, on one thread, each step done for all images."""
+    threads, config = torch.get_num_threads(), encoder.config
+    torch.set_num_threads(1)
+    taken, sources = {}, [row["bytes"] for row in split.with_format("arrow").data["image"].to_pylist()]
+
+    def timed(stage: str, function: Callable[[], Any]) -> Any:
+        start = time.process_time()
+        result = function()
+        taken[stage] = 1e3 * (time.process_time() - start) / len(sources)
+        return result
+
+    decoded = timed("decode", lambda: [to_rgb(open_image(source), config.background) for source in sources])
+    small = timed("resize", lambda: [resize(image, config.image_size, config.resize) for image in decoded])
+    parts = [torch.from_numpy(np.stack(small[start : start + PART])) for start in range(0, len(small), PART)]
+    encrypted = timed("encrypt", lambda: [encoder.encrypt(part) for part in parts])
+    rows = timed("PNG", lambda: [row for part in encrypted for row in encoder.stored.rows(part)])
+    table = Dataset.from_dict({"image": rows}, features=Features({"image": Image()}))
+    timed("write", lambda: table.save_to_disk(folder / "stages"))
+    shard = next((folder / "stages").glob("*.arrow"))
+    timed("hash", lambda: sha256(shard))
+    torch.set_num_threads(threads)
+    return taken
+
+
+# -------------------------------------------------------------------------------------------------------------- load
+
+
+def load(args: argparse.Namespace) -> dict[str, Any]:
+    """The job alone and beside busy processes: which share of its fair share of the cores it gets."""
+    split, count = photo_rows(args.rows), args.busy * cores()
+    rates: dict[str, list[float]] = {"alone": [], "beside others": []}
     with tempfile.TemporaryDirectory() as folder:
-        features = Features({"image": Image(decode=False)})
-        split = IterableDataset.from_generator(synthetic, gen_kwargs={"rows": rows}, features=features)
-        fill(Path(folder) / "encrypted", split, load_encoder(EncoderConfig(), SecretKey.generate()))
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
-
-
-# ------------------------------------------------------------------------------------------------------------ shards
-
-
-def shards(args: argparse.Namespace) -> dict[str, Any]:
-    """Seconds that a job of so many shards needs beside encrypting: all of them are there, and empty."""
-    nulls = pa.table({"image": pa.nulls(args.shards * BATCH_SIZE, Image().pa_type)})
-    splits = {"train": Dataset(nulls, info=DatasetInfo(features=Features({"image": Image()})), fingerprint="empty")}
-    seconds = {}
-    with tempfile.TemporaryDirectory() as name:
-        plan = make_plan(splits, load_encoder(EncoderConfig(), SecretKey.generate()))
-        job = Job(splits, plan, Path(name) / "encrypted", shard_bytes=1)
-        claim(job)
-        (job.output / "train").mkdir()
-        start = time.perf_counter()
-        units = units_of(job)
-        seconds["planning"] = time.perf_counter() - start
-        for unit in tqdm(units, desc="Writing empty shards"):
-            file, rows = job.output / unit.file(0), unit.rows or 0
-            file.touch()
-            note = {"file": unit.file(0), "source_rows": rows, "rows": rows, "sha256": sha256(file), "rejected": []}
-            (job.notes / f"{unit.name}-00000.last.json").write_text(to_text(note))
-        start = time.perf_counter()
-        assert sum(each.all for each in finished_shards(job).values()) == len(units)
-        seconds["resuming"] = time.perf_counter() - start
-        start = time.perf_counter()
-        assert complete(job)
-        seconds["completing"] = time.perf_counter() - start
-        start = time.perf_counter()
-        assert all(problem is None for _, problem in verify(job.output))
-        seconds["verifying"] = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(f"{args.shards:,} shards: " + ", ".join(f"{what} {value:.1f} s" for what, value in seconds.items()), end="")
-    print(f"; {peak / 1e6:,.0f} MB at the most")
-    return {"shards": args.shards, "seconds": seconds, "peak_bytes": peak}
-
-
-# ------------------------------------------------------------------------------------------------------------- crash
-
-
-def crash(args: argparse.Namespace) -> dict[str, Any]:
-    """SIGKILL a job at a random moment, then let it finish; its bytes must be those of an undisturbed one.
-
-    Then flip single bits of the finished folder: `verify` must find each.
-    """
-    generator, same, kills = random.Random(args.seed), 0, 0
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        SecretKey.generate().save(folder / "a.key")
-        start = time.perf_counter()
-        run_child(folder, "whole").wait()
-        usual = time.perf_counter() - start
-        expected = digests(folder / "whole")
-        for trial in tqdm(range(args.trials), desc="Crash trials"):
-            output = f"trial{trial}"
-            for _ in range(generator.randint(1, 3)):
-                child = run_child(folder, output)
-                time.sleep(usual * generator.uniform(0.3, 1))
-                child.send_signal(signal.SIGKILL)
-                kills += child.wait() == -signal.SIGKILL
-            if not (folder / output / MANIFEST).exists() or is_unfinished(folder / output):
-                run_child(folder, output).wait()
-            same += digests(folder / output) == expected
-            shutil.rmtree(folder / output)
-        found = sum(flip_is_found(folder / "whole", generator) for _ in tqdm(range(args.flips), desc="Bit flips"))
-        assert digests(folder / "whole") == expected
-    print(f"{same} of {args.trials} interrupted jobs ended with the same bytes ({kills} kills); ", end="")
-    print(f"{found} of {args.flips} flipped bits were found")
-    return {"trials": args.trials, "same_bytes": same, "kills": kills, "flips": args.flips, "found": found}
-
-
-def run_child(folder: Path, output: str) -> "subprocess.Popen[bytes]":
-    words = [sys.executable, __file__, "crash", str(folder / "a.key"), str(folder / output)]
-    return subprocess.Popen(words, stderr=subprocess.DEVNULL)
-
-
-def crash_child(key_file: str, output: str) -> None:
-    generator = np.random.default_rng(0)
-    images = list(generator.integers(0, 256, (1280, 32, 32, 3), np.uint8))
-    split = Dataset.from_dict({"image": images}, features=Features({"image": Image()}))
-    encoder = load_encoder(EncoderConfig(image_size=32, patch_size=8), SecretKey.load(key_file))
-    fill(Path(output), split, encoder, shard_bytes=1)
-
-
-def digests(folder: Path) -> dict[str, str]:
-    """What `verify` looks at, and the manifest: a job killed while tidying up is complete."""
-    files = {path.relative_to(folder): path for path in folder.rglob("*") if path.is_file()}
-    return {str(name): sha256(path) for name, path in files.items() if name.parts[0] != UNFINISHED}
-
-
-def flip_is_found(folder: Path, generator: random.Random) -> bool:
-    """Flip one bit of one file, ask `verify`, and put it back."""
-    path = generator.choice(sorted(path for path in folder.rglob("*") if path.is_file()))
-    content = path.read_bytes()
-    damaged = bytearray(content)
-    damaged[generator.randrange(len(content))] ^= 1 << generator.randrange(8)
-    path.write_bytes(damaged)
-    try:
-        return any(problem and folder / file == path for file, problem in verify(folder))
-    except DatasetError:
-        return path.name == MANIFEST
-    finally:
-        path.write_bytes(content)
-
-
-if __name__ == "__main__":  # the processes that the measurements above start
-    match sys.argv[1:]:
-        case ["memory", rows]:
-            memory_child(int(rows))
-        case ["crash", key_file, output]:
-            crash_child(key_file, output)
-        case _:
-            sys.exit("this is a part of benchmark.py: see its --help")
+        encoder = load_encoder(EncoderConfig(), key_in(folder))
+        for turn in range(args.rounds):
+            for name in rates:
+                busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+                for process in busy if name == "alone" else ():
+                    process.kill()
+                start = time.perf_counter()
+                fill(Path(folder) / f"{turn}-{name}", split, encoder)
+                rates[name].append(len(split) / (time.perf_counter() - start))
+                for process in busy:
+                    process.kill()
+                    process.wait()
+    alone, beside = (statistics.median(each) for each in rates.values())
+    share = beside / (alone / (1 + args.busy))
+    print(f"{alone:.0f} images/s alone, {beside:.0f} beside {count} busy processes: {share:.0%} of the fair share")
+    return {"alone": alone, "beside_others": beside, "busy": count, "of_fair_share": share}

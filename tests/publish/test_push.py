@@ -13,7 +13,18 @@ from huggingface_hub import DatasetCard, HfApi
 from hf_neuracrypt.data.manifest import parse_manifest, read_manifest
 from hf_neuracrypt.data.record import records_of
 from hf_neuracrypt.keys import SecretKey
-from tests.helpers import SMALL_FLAGS, assert_one_line_error, command, key_id, make_images, push, started_with
+from hf_neuracrypt.publish.push import write_parquet
+from tests.helpers import (
+    SMALL_FLAGS,
+    assert_one_line_error,
+    command,
+    key_id,
+    make_dataset,
+    make_images,
+    push,
+    started_with,
+    write,
+)
 
 
 def test_what_is_published(published, owners):
@@ -43,6 +54,22 @@ def test_stock_datasets_loads_and_streams_it(published, owners):
     assert loaded["test"]["label"][:] == local["test"]["label"][:]
     # The record travels with the data.
     assert loaded["train"].info.description == local["train"].info.description
+
+
+def test_parquet_files_are_small_and_the_same_each_time(tmp_path, small_encoder):
+    """zstd, in pieces cut by content and listed in an index; nothing is lost."""
+    write(tmp_path / "encrypted", small_encoder, {"train": make_dataset(128)})
+    shard = Dataset.from_file(str(next((tmp_path / "encrypted" / "train").glob("*.arrow"))))
+    write_parquet(shard, tmp_path / "one.parquet")
+    write_parquet(shard, tmp_path / "two.parquet")
+    assert (tmp_path / "one.parquet").read_bytes() == (tmp_path / "two.parquet").read_bytes()
+    assert (tmp_path / "one.parquet").stat().st_size < 0.95 * sum(
+        len(row["bytes"]) for row in shard.data["image"].to_pylist()
+    )
+    read = Dataset.from_parquet(str(tmp_path / "one.parquet"), cache_dir=str(tmp_path / "cache"))
+    assert read.features == shard.features and read.with_format("arrow")[:].to_pydict() == shard.data.table.to_pydict()
+    column = pq.ParquetFile(tmp_path / "one.parquet").metadata.row_group(0).column(0)
+    assert column.compression == "ZSTD" and column.has_offset_index
 
 
 def test_a_failed_upload_resumes_without_sending_again(hub, owners):
