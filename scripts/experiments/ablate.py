@@ -62,6 +62,7 @@ ROWS = [
     Row("labels alone, LoRA, frozen patch embedding", lora="frozen"),
     Row("aligned start, flipped ciphertexts", public="same", flip=True),
     Row("aligned start, moved ciphertexts", public="same", crop=True),
+    *(Row(f"aligned start, {bits} bits kept", public="same", bits=bits) for bits in (7, 6, 5, 4)),
     Row("labels alone, depth 0", depth=0),
     Row("aligned start, depth 0", public="same", depth=0),
     Row("labels alone, width 256", width=256),
@@ -91,6 +92,12 @@ def encrypted(encoder: Encoder, images: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(encrypt_all(encoder.encrypt, images.numpy()))
 
 
+def rounded(images: torch.Tensor, bits: int) -> torch.Tensor:
+    """uint8 with so many leading bits of each value kept, the others those of the middle between two such values."""
+    lost = 8 - bits
+    return images if lost == 0 else images >> lost << lost | 1 << (lost - 1)
+
+
 class Data:
     """Images in memory, uint8 (B, 3, S, S), plain and encrypted by an encoder of a width and a depth."""
 
@@ -116,7 +123,7 @@ class Data:
     def versions(self, row: Row) -> list[torch.Tensor]:
         """Training images, a tensor for each epoch in turn."""
         if row.views == 1:
-            return [self.plain if row.plain else self.cipher]
+            return [self.plain if row.plain else rounded(self.cipher, row.bits)]
         views = np.stack([make_views(image, row.views, flip=True) for image in self.plain.numpy()], axis=1)
         return [self.cipher, *(encrypted(self.encoder, torch.from_numpy(each)) for each in views[1:])]
 
@@ -134,25 +141,26 @@ def train(row: Row, data: Data, seed: int) -> dict[str, Any]:
     torch.manual_seed(seed)
     names = [str(label) for label in range(int(data.labels.max()) + 1)]
     model = load_model(data.args.model, None, names, data.args.image_size, [])
+    cipher, test = (rounded(each, row.bits) for each in (data.cipher, data.cipher_test))
     result: dict[str, Any] = {}
     if row.public:
         public = to_float(data.public(row.public))
-        alignment = align(to_float(data.cipher[:PUBLIC]), public, data.config.patch_size, seed)
+        alignment = align(to_float(cipher[:PUBLIC]), public, data.config.patch_size, seed)
         if row.wrong_sign:
             alignment = replace(alignment, to_plain=-alignment.to_plain)
         fold(model, alignment)
         result["explained"] = round(explained(alignment, data), 4)
-    pixels = to_float((data.plain if row.plain else data.cipher)[:PROBED])
+    pixels = to_float((data.plain if row.plain else cipher)[:PROBED])
     result |= {"probe": round(probe(model, pixels, data.labels[:PROBED]), 4), "accuracy": [], "loss": 0.0}
     if row.lora:
         model = with_lora(model, row.lora)
     tested: nn.Module = model
-    test = data.plain_test if row.plain else data.cipher_test
+    test = data.plain_test if row.plain else test
     for tested, loss in fine_tune(model, data.versions(row), data.labels, epochs=data.args.epochs, row=row, seed=seed):
         result["accuracy"].append(accuracy(tested, test, data.test_labels))
         result["loss"] = round(loss, 4)
     if not row.plain:
-        result["wrong_key"] = accuracy(tested, data.other_test, data.test_labels)
+        result["wrong_key"] = accuracy(tested, rounded(data.other_test, row.bits), data.test_labels)
     return result
 
 

@@ -34,6 +34,7 @@ class Row:
     average: float = 0.0  # decay of the average of the weights that is tested instead of the last ones
     frozen_epochs: int = 0  # embeddings and head alone learn first
     lora: str | None = None  # the backbone learns by LoRA only, the patch embedding as ever ("trained"), or "frozen"
+    bits: int = 8  # of each byte of a ciphertext that are kept
     width: int = 768  # of the encoder
     depth: int = 4
 
