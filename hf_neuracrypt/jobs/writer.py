@@ -9,7 +9,6 @@ Notable decisions
 """
 
 import fcntl
-import itertools
 import json
 import os
 import shutil
@@ -19,7 +18,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
 from datasets import config as datasets_config
 from datasets.arrow_writer import ArrowWriter
 
@@ -39,6 +37,7 @@ from hf_neuracrypt.data.manifest import (
 )
 from hf_neuracrypt.errors import DatasetError
 from hf_neuracrypt.jobs.job import BATCH_SIZE, Job, Unit, units_of
+from hf_neuracrypt.jobs.notes import check_bound, compare, notes_of, rows_before
 
 
 def work(job: Job, rank: int = 0, world_size: int = 1, progress: Callable[[int], object] | None = None) -> bool:
@@ -56,6 +55,7 @@ def work(job: Job, rank: int = 0, world_size: int = 1, progress: Callable[[int],
         scratch = job.output / UNFINISHED / f"scratch-{rank}"
         shutil.rmtree(scratch, ignore_errors=True)  # what a killed worker was writing
         scratch.mkdir()
+        check_bound(job)
         for unit in units_of(job)[rank::world_size]:
             write = _write_rows if unit.rows is not None else _write_stream
             write(job, unit, scratch, progress or (lambda rows: None))
@@ -155,12 +155,12 @@ def _write_stream(job: Job, unit: Unit, scratch: Path, progress: Callable[[int],
         if note["last"]:
             return
         part += 1
-    first_row = part * job.shard_rows
+    first_row, before = part * job.shard_rows, rows_before(job, unit)
     batches = iter((stream.skip(first_row) if first_row else stream).iter(batch_size=BATCH_SIZE))
     batch = next(batches, None)
     while True:
         temporary, row = scratch / "shard.arrow", first_row
-        function = _function(job, unit, progress)
+        function = _function(job, unit, progress, before=before)
         fingerprint = job.plan.fingerprint(f"{job.source_of(unit.split)} {unit.index} {part}")
         with ArrowWriter(features=job.plan.features, path=str(temporary), fingerprint=fingerprint) as writer:
             while batch is not None and row < first_row + job.shard_rows:
@@ -177,11 +177,22 @@ def _write_stream(job: Job, unit: Unit, scratch: Path, progress: Callable[[int],
 
 
 def _function(
-    job: Job, unit: Unit, progress: Callable[[int], object], rows: Sequence[int] | None = None
+    job: Job,
+    unit: Unit,
+    progress: Callable[[int], object],
+    rows: Sequence[int] | None = None,
+    before: int | None = 0,
 ) -> EncryptRows:
+    def stop(row: int, error: Exception) -> str:
+        where = f"row {row} of part {unit.index} of the source" if before is None else f"row {before + row}"
+        return (
+            f"{where} cannot be encrypted: {error} (split {unit.split}; --max-bad-fraction leaves such rows out; a "
+            "repaired source needs a new output folder)"
+        )
+
     rejected: list[dict] | None = [] if job.max_bad_fraction else None
     views = job.views_of(unit.split)
-    return job.plan.rows(rows=rows, rejected=rejected, progress=progress, views=views, flip=job.flip)
+    return job.plan.rows(rows=rows, rejected=rejected, progress=progress, views=views, flip=job.flip, stop=stop)
 
 
 def _keep(job: Job, unit: Unit, part: int, temporary: Path, rows: int, rejected: list[dict], last: bool) -> None:
@@ -193,35 +204,26 @@ def _keep(job: Job, unit: Unit, part: int, temporary: Path, rows: int, rejected:
     atomic_rename(temporary, job.output / file)
     atomic_write(job.note(file), to_text(note | {"rejected": [{"split": unit.split} | each for each in rejected]}))
     if rejected:
-        notes = [json.loads(path.read_text()) for path in job.notes.glob("*.json")]
-        bad = sum(len(each["rejected"]) for each in notes)
-        lengths = [len(split) if isinstance(split, Dataset) else None for split in job.splits.values()]
-        seen = sum(each["source_rows"] for each in notes) if None in lengths else sum(length or 0 for length in lengths)
-        if bad > job.max_bad_fraction * seen:
-            raise DatasetError(
-                f"{bad} of {seen} rows cannot be encrypted, --max-bad-fraction {job.max_bad_fraction} allows fewer; "
-                f"the last: row {rejected[-1]['row']} of {unit.split}: {rejected[-1]['reason']}"
-            )
+        check_bound(job)
 
 
 def _finish(job: Job) -> bool:
     """If every unit is done, write what makes the folder loadable, and tidy up."""
     notes: dict[str, list[dict]] = {name: [] for name in job.splits}
+    rejected: list[dict] = []
     for unit in units_of(job):
-        for part in itertools.count():
-            path = job.note(unit.file(part))
-            if not path.exists():
-                return not is_unfinished(job.output)  # another worker may have completed it meanwhile
-            note = json.loads(path.read_text())
-            notes[unit.split].append(note)
-            if note["last"]:
-                break
+        done = notes_of(job, unit)
+        if done is None:
+            return not is_unfinished(job.output)  # another worker may have completed it meanwhile
+        before = sum(note["source_rows"] for note in notes[unit.split]) if unit.rows is None else 0
+        rejected += [entry | {"row": before + entry["row"]} for note in done for entry in note["rejected"]]
+        notes[unit.split] += done
+    compare(job, rejected, sum(note["source_rows"] for each in notes.values() for note in each))
     files = {note["file"]: {k: note[k] for k in ("rows", "sha256")} for each in notes.values() for note in each}
     for split, each in notes.items():
         info, state = _split_files(job, split, [Path(note["file"]).name for note in each])
         _write_listed(job.output, f"{split}/{datasets_config.DATASET_INFO_FILENAME}", to_text(info), files)
         _write_listed(job.output, f"{split}/{datasets_config.DATASET_STATE_JSON_FILENAME}", to_text(state), files)
-    rejected = [entry for each in notes.values() for note in each for entry in note["rejected"]]
     if rejected:
         _write_listed(job.output, REJECTED, "".join(json.dumps(entry) + "\n" for entry in rejected), files)
     splits = to_text({"splits": list(job.splits)})
