@@ -42,8 +42,9 @@ _WARNINGS = threading.Lock()  # images are decoded on several threads; warning f
 ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
 SIXTEEN_BIT_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 WHOLE_NUMBERS = (np.uint8, np.int32, np.int64)
-TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_SAMPLES, TIFF_PLANAR, TIFF_FORMAT = 258, 262, 277, 284, 339
-WHITE_IS_ZERO = 0
+TIFF_BITS, TIFF_COMPRESSION, TIFF_PHOTOMETRIC, TIFF_SAMPLES, TIFF_PLANAR = 258, 259, 262, 277, 284
+TIFF_PALETTE, TIFF_FORMAT = 320, 339
+WHITE_IS_ZERO, YCBCR = 0, 6  # photometric interpretations
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -58,6 +59,7 @@ UNREAD = {  # what a file begins with, from the given byte on
     "JPEG 2000": (0, rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51"),
     "JPEG XL": (0, rb"\xff\x0a|\0\0\0\x0cJXL "),
     "DICOM": (128, rb"DICM"),
+    "a TIFF of an unusual depth or kind of colours": (0, rb"II\*\0|MM\0\*"),
 }
 
 
@@ -135,16 +137,25 @@ def _values(image: Image.Image) -> np.ndarray | None:
     return 255 - values if tags.get(TIFF_PHOTOMETRIC) == WHITE_IS_ZERO else values
 
 
-def _check_tiff(image: Image.Image) -> None:
-    """Raises ImageError for a TIFF that Pillow opens and reads wrongly, or whose range is not known."""
+def _check_kind(image: Image.Image) -> None:
+    """Raises ImageError for what Pillow opens and reads wrongly, or whose range is not known."""
+    tile = getattr(image, "tile", None)  # what is to be decoded, if that is still to be done
+    raw = tile[0].args if tile else ""
+    if raw in ("L;2", "L;4", "I;16B", "RGB;16B") and "transparency" in image.info:
+        raise ImageError("it is a PNG with a transparent colour of 2, 4 or 16 bits: save it with an alpha channel")
     tags = getattr(image, "tag_v2", None)
     if tags is None:
         return
-    bits, samples = max(tags.get(TIFF_BITS, (1,))), tags.get(TIFF_SAMPLES, 1)
+    bits, compressed = max(tags.get(TIFF_BITS, (1,))), tags.get(TIFF_COMPRESSION, 1) != 1
+    planes = tags.get(TIFF_PLANAR, 1) == 2 and tags.get(TIFF_SAMPLES, 1) > 1
     if image.mode in SIXTEEN_BIT_MODES and (bits > 16 or max(tags.get(TIFF_FORMAT, (1,))) != 1):
         raise ImageError(f"it has signed or {bits}-bit pixels, whose range is not known: save it with 8 or 16 bits")
-    if tags.get(TIFF_PLANAR, 1) == 2 and samples > 1 and bits > 8:
-        raise ImageError(f"it is a TIFF of separate planes of {bits} bits, which is not read: save it with 8 bits")
+    if planes and (bits > 8 or image.mode not in ("RGB", "RGBA", "CMYK")):
+        raise ImageError(f"it is a TIFF of separate planes of {bits} bits ({image.mode}): save it as PNG")
+    if tags.get(TIFF_PHOTOMETRIC) == YCBCR and not compressed:
+        raise ImageError("it is an uncompressed TIFF in YCbCr, which is not read: save it as PNG")
+    if 0 < max(tags.get(TIFF_PALETTE, (0,))) < 256:
+        raise ImageError("it is a TIFF whose palette has 8 bits instead of 16: save it as PNG")
 
 
 def to_png(image: np.ndarray) -> bytes:
@@ -196,7 +207,7 @@ def open_image(source: object) -> Image.Image:
         image = _decode(_local_file(source))
     else:
         raise ImageError(f"a {type(source).__name__} is no image")
-    _check_tiff(image)
+    _check_kind(image)
     _load(image)
     return image
 
@@ -224,9 +235,7 @@ def _decode(file: io.BytesIO) -> Image.Image:
     except UnidentifiedImageError:
         start = file.getvalue()[:160]
         if kind := next((kind for kind, (at, begin) in UNREAD.items() if re.match(begin, start[at:])), None):
-            raise ImageError(
-                f"it is {kind}, which is not read: convert it, with `magick mogrify -format png`"
-            ) from None
+            raise ImageError(f"it is {kind}, which is not read: make a PNG (`magick mogrify -format png`)") from None
         raise ImageError(
             f"it is not an image of a supported format ({', '.join(FORMATS)}), or its header is damaged"
         ) from None
