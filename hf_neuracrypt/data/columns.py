@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow
 from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Value
+from datasets.features.features import generate_from_arrow_type
 
 from hf_neuracrypt.data.manifest import MANIFEST, REJECTED
 from hf_neuracrypt.data.record import records_of, seal_names
@@ -17,6 +19,7 @@ from hf_neuracrypt.keys import SecretKey
 
 
 IMAGE_COLUMNS = ("image", "img", "pixel_values")
+FIRST_ROWS = 5  # of a stream, for the types of its columns
 LABEL_COLUMNS = ("label", "labels", "fine_label")
 
 
@@ -44,6 +47,8 @@ def find_columns(
     for name in kept:
         if kind := _picture_like(features[name]):
             raise DatasetError(f"column {name!r} holds {kind}: kept columns are stored in clear, so it cannot be kept")
+        if features[name] is None:
+            raise DatasetError(f"column {name!r} of a stream has no type that is known, so it cannot be kept: cast it")
         if name in (image, label) or name in ("image", "label"):
             raise DatasetError(f"column {name!r} cannot be kept beside the encrypted `image` and `label`")
     return Columns(image, label, tuple(dict.fromkeys(kept)))
@@ -76,16 +81,21 @@ def check_splits(splits: Mapping[str, Dataset | IterableDataset]) -> None:
 
 
 def features_of(name: str, split: Dataset | IterableDataset) -> Features:
-    """The features of a split; of a stream that declares none, as its first rows have them, or names alone."""
+    """The features of a split; of a stream that declares none, as its first rows have them, or None for a column."""
     if split.features is not None:
         return split.features
-    row = next(iter(split), None)
-    if row is None:
+    rows = list(split.take(FIRST_ROWS))
+    if not rows:
         raise DatasetError(f"the dataset is empty: a stream of the split {name} has no row")
+    return Features({column: _feature_of([row.get(column) for row in rows]) for column in rows[0]})
+
+
+def _feature_of(values: list) -> Any:
     try:
-        return split._resolve_features().features
-    except Exception:  # rows of a generator may hold what Arrow has no type for
-        return Features(dict.fromkeys(row))
+        kind = pyarrow.array(values).type
+    except (pyarrow.ArrowException, TypeError, ValueError):  # a PIL image, say
+        return None
+    return None if pyarrow.types.is_null(kind) else generate_from_arrow_type(kind)
 
 
 def common_columns(
