@@ -3,7 +3,10 @@
 Arrays are channels first, (3, S, S), here and everywhere else.
 
 Notable decisions
-- EXIF orientation is applied, then only pixels go on: EXIF, ICC profiles, comments and file names never do.
+- EXIF orientation is read and applied to the pixels; only these go on: EXIF, ICC profiles, comments and file names
+  never do, and no EXIF is ever written.
+- What a value means follows from the file's own tags, or from an array's dtype, never from the values: 16 bits are
+  scaled by 65,535, 12 by 4,095, WhiteIsZero is inverted, and what Pillow would read wrongly is refused.
 - 16-bit images are scaled, not clipped; transparent pixels are composited on the config's background (what an editor
   hid under alpha would otherwise be encrypted, and come back out of a known-plaintext attack); animations and
   multi-page files give their first frame.
@@ -16,6 +19,7 @@ Notable decisions
 import hashlib
 import io
 import os
+import re
 import struct
 import threading
 import warnings
@@ -24,7 +28,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageColor, UnidentifiedImageError
 
 from hf_neuracrypt.errors import ImageError
 from hf_neuracrypt.schemes import SchemeConfig
@@ -33,10 +37,31 @@ from hf_neuracrypt.schemes import SchemeConfig
 # Pillow can open some 40 formats; every decoder more is a way in for a hostile file. These are what cameras, scanners,
 # browsers and image editors write.
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
+ENDINGS = {ending for ending, kind in Image.registered_extensions().items() if kind in (*FORMATS, "MPO")}
 MAX_PIXELS = 100_000_000
 _WARNINGS = threading.Lock()  # images are decoded on several threads; warning filters belong to all of them
 ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
 SIXTEEN_BIT_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
+WHOLE_NUMBERS = (np.uint8, np.int32, np.int64)
+TIFF_BITS, TIFF_COMPRESSION, TIFF_PHOTOMETRIC, TIFF_SAMPLES, TIFF_PLANAR = 258, 259, 262, 277, 284
+TIFF_PALETTE, TIFF_FORMAT = 320, 339
+WHITE_IS_ZERO, YCBCR = 0, 6  # photometric interpretations
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+UNREAD = {  # what a file begins with, from the given byte on
+    "HEIC or AVIF": (4, rb"ftyp(hei|hev|mif1|msf1|avif|avis)"),
+    "JPEG 2000": (0, rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51"),
+    "JPEG XL": (0, rb"\xff\x0a|\0\0\0\x0cJXL "),
+    "DICOM": (128, rb"DICM"),
+    "a TIFF of an unusual depth or kind of colours": (0, rb"II\*\0|MM\0\*"),
+}
 
 
 def prepare(source: object, config: SchemeConfig) -> np.ndarray:
@@ -87,19 +112,58 @@ def make_views(image: np.ndarray, count: int, flip: bool = False) -> list[np.nda
 
 def to_rgb(image: Image.Image, background: str = "#ffffff") -> Image.Image:
     """8-bit RGB, upright, composited on `background`: a new image without metadata."""
-    try:
-        image = ImageOps.exif_transpose(image)
-    except (ValueError, TypeError, KeyError, SyntaxError, struct.error, OSError):
-        _load(image)  # damaged EXIF says nothing about the pixels; truncated pixels are still an error
-    if image.mode in SIXTEEN_BIT_MODES:
-        image = Image.fromarray(_scale_16_bits(np.asarray(image)))
+    _load(image)
+    values = _values(image)
+    turn = TURNS.get(_orientation(image))
+    if values is not None:
+        image = Image.fromarray(values)
     elif image.mode == "F":
         raise ImageError("it has floating-point pixels, whose range is not known: save it with 8 or 16 bits")
     if image.mode in ALPHA_MODES or "transparency" in image.info:
         image = image.convert("RGBA")
         canvas = Image.new("RGBA", image.size, ImageColor.getrgb(background))
         image = Image.alpha_composite(canvas, image)
-    return image.convert("RGB")
+    image = image.convert("RGB")
+    image.info = {}
+    return image if turn is None else image.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # damaged EXIF says nothing about the pixels, and Pillow raises whatever it stumbles over
+        return 1
+
+
+def _values(image: Image.Image) -> np.ndarray | None:
+    """uint8 (H, W) of an image whose values Pillow leaves at 16 bits; None: of any other."""
+    if image.mode not in SIXTEEN_BIT_MODES:
+        return None
+    tags = getattr(image, "tag_v2", {})  # of a TIFF
+    bits = max(tags.get(TIFF_BITS, (16,)))
+    values = _scale_16_bits(np.asarray(image), 2**bits - 1)
+    return 255 - values if tags.get(TIFF_PHOTOMETRIC) == WHITE_IS_ZERO else values
+
+
+def _check_kind(image: Image.Image) -> None:
+    """Raises ImageError for what Pillow opens and reads wrongly, or whose range is not known."""
+    tile = getattr(image, "tile", None)  # what is to be decoded, if that is still to be done
+    raw = tile[0].args if tile else ""
+    if raw in ("L;2", "L;4", "I;16B", "RGB;16B") and "transparency" in image.info:
+        raise ImageError("it is a PNG with a transparent colour of 2, 4 or 16 bits: save it with an alpha channel")
+    tags = getattr(image, "tag_v2", None)
+    if tags is None:
+        return
+    bits, compressed = max(tags.get(TIFF_BITS, (1,))), tags.get(TIFF_COMPRESSION, 1) != 1
+    planes = tags.get(TIFF_PLANAR, 1) == 2 and tags.get(TIFF_SAMPLES, 1) > 1
+    if image.mode in SIXTEEN_BIT_MODES and (bits > 16 or max(tags.get(TIFF_FORMAT, (1,))) != 1):
+        raise ImageError(f"it has signed or {bits}-bit pixels, whose range is not known: save it with 8 or 16 bits")
+    if planes and (bits > 8 or image.mode not in ("RGB", "RGBA", "CMYK")):
+        raise ImageError(f"it is a TIFF of separate planes of {bits} bits ({image.mode}): save it as PNG")
+    if tags.get(TIFF_PHOTOMETRIC) == YCBCR and not compressed:
+        raise ImageError("it is an uncompressed TIFF in YCbCr, which is not read: save it as PNG")
+    if 0 < max(tags.get(TIFF_PALETTE, (0,))) < 256:
+        raise ImageError("it is a TIFF whose palette has 8 bits instead of 16: save it as PNG")
 
 
 def to_png(image: np.ndarray) -> bytes:
@@ -122,10 +186,20 @@ def _chunk(name: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(data, zlib.crc32(name)))
 
 
+def as_array(source: object, dtype: str | None) -> object:
+    """Lists of numbers as the array they were, with the dtype that their column declares; anything else as it is."""
+    if dtype is None or not isinstance(source, list):
+        return source
+    try:
+        return np.array(source, dtype)
+    except (ValueError, TypeError, OverflowError):
+        return source
+
+
 def open_image(source: object) -> Image.Image:
-    """Anything that `prepare` takes, its pixels decoded."""
-    if isinstance(source, dict) and set(source) == {"bytes", "path"}:
-        source = source["path"] if source["bytes"] is None else source["bytes"]
+    """What `prepare` takes, decoded. Raises ImageError."""
+    if isinstance(source, dict) and {"bytes", "path"} & set(source):
+        source = source.get("path") if source.get("bytes") is None else source["bytes"]
     if source is None:
         raise ImageError("it is empty: neither bytes nor a path")
     if isinstance(source, Image.Image):
@@ -141,6 +215,7 @@ def open_image(source: object) -> Image.Image:
         image = _decode(_local_file(source))
     else:
         raise ImageError(f"a {type(source).__name__} is no image")
+    _check_kind(image)
     _load(image)
     return image
 
@@ -154,7 +229,8 @@ def _local_file(path: str | Path) -> io.BytesIO:
         with open(path, "rb") as file:
             return io.BytesIO(file.read())
     except OSError as error:
-        raise ImageError(f"its file cannot be read: {error.strerror}") from None
+        where = "" if os.path.isabs(path) else " (its path is relative: to the folder where this runs)"
+        raise ImageError(f"its file cannot be read: {error.strerror}{where}") from None
     except ValueError:
         raise ImageError("its file name is not valid") from None
 
@@ -165,6 +241,9 @@ def _decode(file: io.BytesIO) -> Image.Image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is checked below
             image = Image.open(file, formats=FORMATS)
     except UnidentifiedImageError:
+        start = file.getvalue()[:160]
+        if kind := next((kind for kind, (at, begin) in UNREAD.items() if re.match(begin, start[at:])), None):
+            raise ImageError(f"it is {kind}, which is not read: make a PNG (`magick mogrify -format png`)") from None
         raise ImageError(
             f"it is not an image of a supported format ({', '.join(FORMATS)}), or its header is damaged"
         ) from None
@@ -197,16 +276,16 @@ def _from_array(array: np.ndarray) -> Image.Image:
         array = array.astype(np.uint8) * 255
     elif array.dtype == np.uint16:
         array = _scale_16_bits(array)
-    elif array.dtype.kind in "iu" and array.min() >= 0 and array.max() <= 255:
-        array = array.astype(np.uint8)  # `datasets` gives nested lists back as int64
+    elif array.dtype in WHOLE_NUMBERS and array.min() >= 0 and array.max() <= 255:
+        array = array.astype(np.uint8)  # lists of Python numbers come as these
     else:
         raise ImageError(f"an array of {array.dtype} has no known range of values: convert it to uint8 or uint16")
     return Image.fromarray(np.ascontiguousarray(array))
 
 
-def _scale_16_bits(values: np.ndarray) -> np.ndarray:
-    """0..65535 -> 0..255, rounded. Pillow's own conversion would clip everything over 255 to white."""
+def _scale_16_bits(values: np.ndarray, largest: int = 65535) -> np.ndarray:
+    """0..largest -> 0..255, rounded. Pillow's own conversion would clip everything over 255 to white."""
     values = values.astype(np.int64)
-    if values.min() < 0 or values.max() > 65535:
-        raise ImageError("its pixels leave the 16-bit range 0 to 65535")
-    return ((values * 255 + 32767) // 65535).astype(np.uint8)
+    if values.min() < 0 or values.max() > largest:
+        raise ImageError(f"its pixels leave the range 0 to {largest}")
+    return ((values * 255 + largest // 2) // largest).astype(np.uint8)

@@ -20,12 +20,13 @@ from einops import rearrange
 from tqdm.auto import tqdm
 
 from hf_neuracrypt.data.batches import encrypt_all, prepare_all
-from hf_neuracrypt.data.columns import find_columns
+from hf_neuracrypt.data.columns import array_dtype, find_columns
 from hf_neuracrypt.data.dataset import keyed_order
 from hf_neuracrypt.data.manifest import REJECTED, read_manifest, views_of
 from hf_neuracrypt.data.sources import is_table, load_source, quiet_datasets
 from hf_neuracrypt.encoders.base import Encoder
 from hf_neuracrypt.errors import DatasetError, ImageError
+from hf_neuracrypt.images import as_array
 from hf_neuracrypt.keys import SecretKey
 from hf_neuracrypt.schemes import SchemeConfig
 
@@ -205,12 +206,12 @@ def _plain(
 ) -> list[np.ndarray]:
     """uint8 (3, S, S) of the source rows with these `numbers`."""
     column = find_columns(split.features or next(iter(split)), image_column, None).image
-    split = split.select_columns([column])
+    dtype, split = array_dtype((split.features or {}).get(column)), split.select_columns([column])
     if split.features is not None and isinstance(split.features[column], Image):
         split = split.cast_column(column, Image(decode=False))
     entries, images = _entries(split, sorted(numbers)), []
     with tqdm(desc="Reading images", total=len(numbers), unit=" images", leave=False) as bar:
-        while batch := [entry[column] for entry in itertools.islice(entries, READ_IMAGES)]:
+        while batch := [as_array(entry[column], dtype) for entry in itertools.islice(entries, READ_IMAGES)]:
             for image in prepare_all(batch, config):
                 if isinstance(image, ImageError):
                     raise DatasetError(f"an image of {where}, which was encrypted, cannot be read: {image}")

@@ -67,7 +67,10 @@ def encrypt(
     max_bad_fraction: Annotated[
         float,
         typer.Option(
-            min=0, max=1, metavar="SHARE", help="Leave out and list rows that cannot be encrypted, up to this share."
+            min=0,
+            max=1,
+            metavar="SHARE",
+            help="Leave out rows that cannot be encrypted, and files that are no images, up to this share.",
         ),
     ] = 0.0,
     streaming: Annotated[
@@ -95,8 +98,8 @@ def encrypt(
     """Encrypt a dataset into a new folder.
 
     If the job is interrupted, run the same command again to resume it; the result does not depend on the interruption,
-    nor on how many processes and machines did the work. Exit status 3: done, but some rows were left out (see
-    rejected.jsonl).
+    nor on how many processes and machines did the work. Exit status 3: done, but some rows (see rejected.jsonl) or
+    files were left out.
 
     \b
     Example:
@@ -121,27 +124,33 @@ def encrypt(
     from hf_neuracrypt.data.dataset import make_plan
     from hf_neuracrypt.data.manifest import REJECTED, read_manifest
     from hf_neuracrypt.data.sources import identity, plain_splits
+    from hf_neuracrypt.data.summary import describe, rows_of, too_dark
     from hf_neuracrypt.encoders import load_encoder
     from hf_neuracrypt.jobs.run import run
 
     if like is not None and read_manifest(like)["key_id"] == key.id:
         raise KeyMismatchError(f"{like} was encrypted with this very key: --like needs another one")
     signal.signal(signal.SIGTERM, _interrupt)
-    splits = plain_splits(dataset, streaming, max_rows)
+    splits, left_out = plain_splits(dataset, streaming, max_rows, max_bad_fraction)
     encoder = load_encoder(config, key, device)
     streamed = any(isinstance(split, IterableDataset) for split in splits.values())
     origin = identity(dataset) if streamed else ""
     plan = make_plan(splits, encoder, **columns, origin=origin)
     job = Job(splits, plan, output, shard_size * 1_000_000, max_bad_fraction, views, flip)
+    for line in (f"Found {describe(rows_of(splits), plan)}.", left_out and f"Left out: {left_out}."):
+        note(line) if line else None
+    for line in too_dark(splits, plan):
+        note(f"Note: {line}.")
     if not run(job, num_proc, rank, world_size, dask):
         return note(f"Rank {rank} of {world_size} has done its part; {output} is complete when all have.")
     rows = read_manifest(output)["rows"]
-    note(f"Encrypted {sum(rows.values()):,} images with {key.id} into {output}.")
+    note(f"Encrypted {sum(rows.values()):,} images ({describe(rows, plan)}) with {key.id} into {output}.")
     if like is not None and rows != read_manifest(like)["rows"]:
         raise DatasetError(f"the source has other images now: {rows}, not {read_manifest(like)['rows']} as in {like}")
     if (output / REJECTED).exists():
-        left_out = len((output / REJECTED).read_text().splitlines())
-        note(f"Rows that could not be encrypted and were left out: {left_out:,}, listed in {output / REJECTED}")
+        rejected = len((output / REJECTED).read_text().splitlines())
+        note(f"Rows that could not be encrypted and were left out: {rejected:,}, listed in {output / REJECTED}")
+    if left_out or (output / REJECTED).exists():
         raise typer.Exit(3)
 
 

@@ -1,18 +1,25 @@
 """Which columns of a dataset hold images and labels, and how labels go into the encrypted one."""
 
+import itertools
 import json
+import operator
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
+import pyarrow
+from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Value
+from datasets.features.features import generate_from_arrow_type
 
-from hf_neuracrypt.data.record import seal_names
-from hf_neuracrypt.errors import DatasetError
+from hf_neuracrypt.data.manifest import MANIFEST, REJECTED
+from hf_neuracrypt.data.record import records_of, seal_names
+from hf_neuracrypt.errors import DatasetError, printable
 from hf_neuracrypt.keys import SecretKey
 
 
 IMAGE_COLUMNS = ("image", "img", "pixel_values")
+FIRST_ROWS = 5  # of a stream, for the types of its columns
 LABEL_COLUMNS = ("label", "labels", "fine_label")
 
 
@@ -40,9 +47,92 @@ def find_columns(
     for name in kept:
         if kind := _picture_like(features[name]):
             raise DatasetError(f"column {name!r} holds {kind}: kept columns are stored in clear, so it cannot be kept")
+        if features[name] is None:
+            raise DatasetError(f"column {name!r} of a stream has no type that is known, so it cannot be kept: cast it")
         if name in (image, label) or name in ("image", "label"):
             raise DatasetError(f"column {name!r} cannot be kept beside the encrypted `image` and `label`")
-    return Columns(image, label, tuple(kept))
+    return Columns(image, label, tuple(dict.fromkeys(kept)))
+
+
+def check_splits(splits: Mapping[str, Dataset | IterableDataset]) -> None:
+    """Before work, each split by itself.
+
+    Raises:
+        DatasetError: one is encrypted already, or has a transform, which would be left out; or it has a name that
+            `load_from_disk` or the Hub refuses, or that a file of the folder has.
+    """
+    for name, split in splits.items():
+        if records := records_of(split):
+            raise DatasetError(
+                f"split {name} is already encrypted (key {records[0].key_id}): encrypt the plain images instead"
+            )
+        if isinstance(split, Dataset) and split.format["type"] == "custom":
+            raise DatasetError(
+                f"split {name} has a transform (set_transform), which would not be applied: apply it with map, or take "
+                "it off with reset_format()"
+            )
+        if not re.fullmatch(r"\w+(\.\w+)*", name) or name == "all":
+            raise DatasetError(
+                f"the split name {printable(name)!r} is refused by load_from_disk and the Hub: rename the split, to "
+                "letters, digits and underscores"
+            )
+        if name in (MANIFEST, REJECTED, "dataset_dict.json"):
+            raise DatasetError(f"the split {name} has the name of a file of an encrypted folder: rename it")
+
+
+def features_of(name: str, split: Dataset | IterableDataset) -> Features:
+    """The features of a split; of a stream that declares none, as its first rows have them, or None for a column."""
+    if split.features is not None:
+        return split.features
+    rows = list(split.take(FIRST_ROWS))
+    if not rows:
+        raise DatasetError(f"the dataset is empty: a stream of the split {name} has no row")
+    return Features({column: _feature_of([row.get(column) for row in rows]) for column in rows[0]})
+
+
+def _feature_of(values: list) -> Any:
+    try:
+        kind = pyarrow.array(values).type
+    except (pyarrow.ArrowException, TypeError, ValueError):  # a PIL image, say
+        return None
+    return None if pyarrow.types.is_null(kind) else generate_from_arrow_type(kind)
+
+
+def common_columns(
+    found: Mapping[str, Features], image: str | None, label: str | None, kept: Sequence[str] = ()
+) -> Columns:
+    """The columns of all splits, by their features. Raises DatasetError where splits differ, or as `find_columns`."""
+    (first_name, first), *others = found.items()
+    columns = find_columns(first, image, label, kept)
+    for name, other in others:
+        if find_columns(other, image, label, kept) != columns:
+            raise DatasetError(
+                f"split {name} has other columns than the first one, {first_name}: {', '.join(other)}; remove or "
+                "rename columns, or encrypt that split by itself"
+            )
+        if columns.label and other[columns.label] != first[columns.label]:
+            raise DatasetError(
+                f"the labels of split {name} are not those of the first one: {other[columns.label]}; cast the column"
+            )
+        for column in columns.kept:
+            if other[column] != first[column]:
+                raise DatasetError(
+                    f"column {column!r} is {other[column]} in split {name} and {first[column]} in {first_name}: cast "
+                    "one of them, or do not keep it"
+                )
+    if getattr(first[columns.image], "mode", None):
+        raise DatasetError(
+            f"column {columns.image!r} is declared {first[columns.image]}, and how `datasets` converts is not applied "
+            "here: convert the images first, with map, or cast_column to a plain Image()"
+        )
+    return columns
+
+
+def array_dtype(feature: Any) -> str | None:
+    """The dtype of a column of arrays, which `datasets` gives back as lists; None: it holds none."""
+    while hasattr(feature, "feature"):
+        feature = feature.feature
+    return None if feature is None or isinstance(feature, Image) else str(getattr(feature, "dtype", "")) or None
 
 
 def _picture_like(feature: Any) -> str | None:
@@ -71,15 +161,30 @@ def label_names(
     if getattr(feature, "dtype", None) in ("string", "large_string"):
         if not all(isinstance(split, Dataset) for split in splits.values()):
             raise DatasetError(
-                f"column {label!r} holds text, which a stream cannot be searched for: cast it, or --no-streaming"
+                f"column {label!r} holds text, which a stream cannot be searched for: cast it, or --no-streaming (then "
+                "`datasets` keeps a copy in its cache)"
             )
         values = {value for split in splits.values() for value in split.unique(label)}
         if None in values:
-            raise DatasetError(f"column {label!r} has rows without a label")
+            raise DatasetError(
+                f"column {label!r} has rows without a label: remove them, or name another --label-column"
+            )
         return sorted(values)
     if feature is not None and not str(getattr(feature, "dtype", "")).startswith(("int", "uint")):
-        raise DatasetError(f"column {label!r} holds {feature}, not class labels")
+        raise DatasetError(
+            f"column {label!r} holds {feature}, not class labels: cast it to whole numbers, name another "
+            "--label-column, or remove the column"
+        )
     return None
+
+
+def is_sorted(split: Dataset | IterableDataset, label: str | None) -> bool:
+    """Whether rows come class by class, as those of a folder of images do."""
+    if label is None or not isinstance(split, Dataset):
+        return False
+    values = split.with_format(None)[label][:]
+    comparable = values and None not in values and values[0] != values[-1]
+    return bool(comparable and all(a <= b for a, b in itertools.pairwise(values)))
 
 
 class Labels:
@@ -110,8 +215,12 @@ class Labels:
                 # Its text is not shown: it may be a diagnosis, or hold a person's name.
                 raise DatasetError(f"the label is a text that is none of the {len(self.names or [])} class names")
             value = self.names.index(value)
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise DatasetError(f"the label is {type(value).__name__}, not a whole number or a name")
+        try:
+            value = operator.index(None if isinstance(value, bool) else value)  # type: ignore[arg-type]
+        except TypeError:
+            raise DatasetError(f"the label is {type(value).__name__}, not a whole number or a name") from None
         if self.names is not None and not 0 <= value < len(self.names):
-            raise DatasetError(f"the label {value} is not within 0 to {len(self.names) - 1}")
+            raise DatasetError(
+                f"the label {value} is not within 0 to {len(self.names) - 1}: remove these rows, or the column"
+            )
         return value if self.order is None else self.order[value]

@@ -8,19 +8,31 @@ Notable decisions
 """
 
 import dataclasses
-import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+import sys
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from datasets import Dataset, DatasetDict, DatasetInfo, Features, Image, IterableDataset, IterableDatasetDict
 
 from hf_neuracrypt.data.batches import encrypt_rows
-from hf_neuracrypt.data.columns import Columns, Labels, find_columns, label_names
-from hf_neuracrypt.data.record import Record, records_of
+from hf_neuracrypt.data.columns import (
+    Columns,
+    Labels,
+    array_dtype,
+    check_splits,
+    common_columns,
+    features_of,
+    is_sorted,
+    label_names,
+)
+from hf_neuracrypt.data.record import Record
 from hf_neuracrypt.encoders.base import Encoder
 from hf_neuracrypt.errors import DatasetError, ImageError
+from hf_neuracrypt.images import as_array
 from hf_neuracrypt.keys import SecretKey
 from hf_neuracrypt.schemes import check_floor
 
@@ -41,6 +53,8 @@ class EncryptRows:
         progress: told how many rows each batch had.
         views: rows stored for each image, one after the other: itself, then `make_views` of it.
         flip: see `make_views`.
+        dtype: of image arrays, which come as lists; see `array_dtype`.
+        stop: the text of the error, of the row's number and the reason.
     """
 
     def __init__(
@@ -53,14 +67,18 @@ class EncryptRows:
         progress: Callable[[int], object] | None = None,
         views: int = 1,
         flip: bool = False,
+        dtype: str | None = None,
+        stop: Callable[[int, Exception], str] = "row {} cannot be encrypted: {}".format,
     ):
+        self.dtype, self.stop = dtype, stop
         self.encoder, self.columns, self.labels, self.rows = encoder, columns, labels, rows
         self.rejected, self.progress, self.views, self.flip = rejected, progress, views, flip
 
     def __call__(self, batch: dict[str, list], indices: list[int]) -> dict[str, list]:
         names = ("image", *(["label"] if self.columns.label else []), *self.columns.kept)
         rows: dict[str, list] = {name: [] for name in names}
-        images = encrypt_rows(self.encoder, batch[self.columns.image], self.views, self.flip)
+        sources = [as_array(source, self.dtype) for source in batch[self.columns.image]]
+        images = encrypt_rows(self.encoder, sources, self.views, self.flip)
         for position, (index, stored) in enumerate(zip(indices, images)):
             try:
                 if isinstance(stored, ImageError):
@@ -72,7 +90,7 @@ class EncryptRows:
                 # The row, never the path: a path may hold a person's name, and this line may end in a log.
                 number = index if self.rows is None else int(self.rows[index])
                 if self.rejected is None:
-                    raise DatasetError(f"row {number} cannot be encrypted: {error}") from None
+                    raise DatasetError(self.stop(number, error)) from None
                 self.rejected.append({"row": number, "reason": str(error)})
                 continue
             rows["image"] += stored
@@ -95,6 +113,7 @@ class Plan:
         origins: what tells each split from any other data.
         keyed_order: whether rows are stored in an order that the key gives. That of the source would tell hidden labels
             apart, and show where one class ends and the next begins.
+        dtype: of image arrays; see `array_dtype`.
     """
 
     encoder: Encoder
@@ -103,6 +122,7 @@ class Plan:
     features: Features
     origins: dict[str, str]
     keyed_order: bool
+    dtype: str | None = None
 
     @property
     def record(self) -> Record:
@@ -131,7 +151,7 @@ class Plan:
 
     def rows(self, **options: Any) -> EncryptRows:
         """The function that encrypts rows of `source()`."""
-        return EncryptRows(self.encoder, self.columns, self.labels, **options)
+        return EncryptRows(self.encoder, self.columns, self.labels, dtype=self.dtype, **options)
 
     def apply(self, split: Split, function: EncryptRows | None = None, **options: Any) -> Split:
         """`split.map(...)`; `options` go to `map`."""
@@ -162,18 +182,10 @@ def make_plan(
     if not splits or all(isinstance(split, Dataset) and len(split) == 0 for split in splits.values()):
         raise DatasetError("the dataset is empty")
     check_floor(encoder.config)
-    for name, split in splits.items():
-        if records_of(split):
-            key_id = records_of(split)[0].key_id
-            raise DatasetError(f"split {name} is already encrypted (key {key_id}): encrypt the plain images instead")
-    found = {name: split.features or _peek(split) for name, split in splits.items()}
+    check_splits(splits)
+    found = {name: features_of(name, split) for name, split in splits.items()}
     first = next(iter(found.values()))
-    columns = find_columns(first, image_column, label_column, keep_columns)
-    for name, other in found.items():
-        if find_columns(other, image_column, label_column, keep_columns) != columns:
-            raise DatasetError(f"split {name} has other columns than the first one")
-        if columns.label and other[columns.label] != first[columns.label]:
-            raise DatasetError(f"the labels of split {name} are not those of the first one: {other[columns.label]}")
+    columns = common_columns(found, image_column, label_column, keep_columns)
     if hide_labels and columns.label is None:
         raise DatasetError("there is no label column to hide")
     names = label_names(splits, first, columns.label)
@@ -187,10 +199,10 @@ def make_plan(
         for name, split in splits.items()
     }
     labels = Labels(names, hide_labels, encoder.key, keyed_tag(encoder.key, json.dumps(origins), "labels"))
-    keyed = hide_labels or any(_is_sorted(split, columns.label) for split in splits.values())
+    keyed = hide_labels or any(is_sorted(split, columns.label) for split in splits.values())
     stored = {"image": encoder.stored.feature} | ({"label": labels.feature} if columns.label else {})
     features = Features(stored | {name: first[name] for name in columns.kept})
-    return Plan(encoder, columns, labels, features, origins, keyed)
+    return Plan(encoder, columns, labels, features, origins, keyed, array_dtype(first[columns.image]))
 
 
 def encrypt_dataset(
@@ -220,7 +232,8 @@ def encrypt_dataset(
         The same kind of dataset with the columns `image` (uint8 RGB PNG), `label`, and the kept ones.
 
     Raises:
-        DatasetError: no such column, an unusable label or image (naming the row), an empty or encrypted dataset.
+        DatasetError: no such column, an unusable label or image (naming the row), a transform that would be left out,
+            an empty or encrypted dataset.
     """
     splits = dict(dataset) if isinstance(dataset, dict) else {"dataset": dataset}
     plan = make_plan(splits, encoder, image_column, label_column, keep_columns, hide_labels)
@@ -233,9 +246,8 @@ def encrypt_dataset(
             options |= {"new_fingerprint": plan.fingerprint(plan.origins[name])}
             split = in_order(split, rows)
             options |= {"writer_batch_size": WRITER_BATCH_SIZE, "num_proc": num_proc}
-        if num_proc is not None:
-            use_spawn()
-        encrypted[name] = plan.apply(split, **options)
+        with spawned_workers() if num_proc is not None else nullcontext():
+            encrypted[name] = plan.apply(split, **options)
     return type(dataset)(encrypted) if isinstance(dataset, dict) else encrypted["dataset"]
 
 
@@ -255,27 +267,22 @@ def keyed_tag(key: SecretKey, text: str, purpose: str) -> str:
     return key.integers(text, purpose, (16,)).tobytes().hex()
 
 
-def _is_sorted(split: Split, label: str | None) -> bool:
-    """Whether rows come class by class, as those of a folder of images do."""
-    if label is None or not isinstance(split, Dataset):
-        return False
-    values = split.with_format(None)[label][:]
-    comparable = values and None not in values and values[0] != values[-1]
-    return bool(comparable and all(a <= b for a, b in itertools.pairwise(values)))
+@contextmanager
+def spawned_workers() -> Iterator[None]:
+    """Let `datasets` spawn its workers: forked ones deadlock once the parent has used torch.
 
-
-def use_spawn() -> None:
-    """Let `datasets` spawn its workers: forked ones deadlock once the parent has used torch."""
+    They need nothing of the caller's main module, and would run a script that has no main guard: it is out of sight.
+    """
     import multiprocess  # the fork of multiprocessing that `datasets` uses
 
+    method, main = multiprocess.get_start_method(allow_none=True), sys.modules["__main__"]
     multiprocess.set_start_method("spawn", force=True)
-
-
-def _peek(split: IterableDataset) -> Features:
-    row = next(iter(split), None)
-    if row is None:
-        raise DatasetError("the dataset is empty")
-    return Features(dict.fromkeys(row))
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+        multiprocess.set_start_method(method, force=True)
 
 
 def _replace_info(info: DatasetInfo, new: DatasetInfo) -> None:

@@ -1,26 +1,19 @@
 """A dataset by whatever name a user has for it -> `DatasetDict` (or `IterableDatasetDict` when streamed)."""
 
+import json
+from collections.abc import Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import datasets
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
+from hf_neuracrypt.data import folders, tables
+from hf_neuracrypt.data.files import CONVERT, Files, describe, fingerprint, is_packed, name_kinds
 from hf_neuracrypt.data.manifest import MANIFEST, MAX_MANIFEST_BYTES, parse_manifest, read_manifest
 from hf_neuracrypt.data.record import Record
 from hf_neuracrypt.errors import DatasetError, HubError, NeuraCryptError, first_line
 from hf_neuracrypt.hub import explain, may_be_repository, offline, read_small_file
-
-
-BUILDERS = {
-    ".parquet": "parquet",
-    ".csv": "csv",
-    ".json": "json",
-    ".jsonl": "json",
-    ".arrow": "arrow",
-    ".tar": "webdataset",
-}
-PACKED = {*BUILDERS, ".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".lz4", ".7z", ".rar"}
 
 
 @contextmanager
@@ -36,16 +29,12 @@ def quiet_datasets():
 
 
 def is_table(name: str) -> bool:
-    """Whether `name` is a local file, or a folder with such a file at any depth, that `datasets` would copy into its
-    cache, in clear: a table or an archive."""
+    """Whether `name` is a local file, or a folder of files, that `datasets` would copy into its cache, in clear: tables
+    or archives."""
     path = Path(name)
     if is_saved(path):
         return False
-    files = path.rglob("*") if path.is_dir() else [path]
-    return any(
-        PACKED.intersection(file.suffixes) and not file.name.startswith("metadata.") and file.is_file()
-        for file in files  # metadata.csv and the like lie beside images and hold none
-    )
+    return not Files(path).are_images if path.is_dir() else path.is_file() and is_packed(path)
 
 
 def is_saved(path: Path) -> bool:
@@ -58,10 +47,7 @@ def identity(name: str) -> str:
     path = Path(name)
     if not path.exists():
         return name
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-    return "\n".join(
-        f"{file.relative_to(path.parent)} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files
-    )
+    return describe(path.parent, PurePath(path.name)) if path.is_file() else fingerprint(path, Files(path).all)
 
 
 def stored_record(name: str) -> Record | None:
@@ -90,27 +76,46 @@ def published_manifest(name: str, revision: str | None = None) -> dict | None:
 
 
 def plain_splits(
-    name: str, streaming: bool | None = None, max_rows: int | None = None
-) -> dict[str, Dataset | IterableDataset]:
+    name: str, streaming: bool | None = None, max_rows: int | None = None, max_bad_fraction: float = 0.0
+) -> tuple[dict[str, Dataset | IterableDataset], str]:
     """The splits of a dataset that is to be encrypted.
 
     Args:
         name: see `load_source`.
         streaming: see there; None: yes for files that `datasets` would copy into its cache, in clear.
         max_rows: only the first rows of each split.
+        max_bad_fraction: the share of a folder's files that may be left out because they are no rows.
+
+    Returns:
+        The splits, and which files are left out, in a sentence for the terminal alone; empty: none.
 
     Raises:
-        DatasetError: as `load_source`, or it is encrypted already.
+        DatasetError: as `load_source`; it is encrypted already; more files would be left out.
     """
     if (record := stored_record(name)) is not None:
         raise DatasetError(f"{name} is already encrypted (key {record.key_id}): encrypt the plain images instead")
     splits = dict(load_source(name, is_table(name) if streaming is None else streaming))
-    if max_rows is None:
-        return splits
-    return {
-        split: rows.select(range(min(max_rows, len(rows)))) if isinstance(rows, Dataset) else rows.take(max_rows)
-        for split, rows in splits.items()
-    }
+    path = Path(name)
+    left_out = _left_out(Files(path), splits, max_bad_fraction) if path.is_dir() and not is_saved(path) else ""
+    if max_rows is not None:
+        splits = {
+            split: rows.select(range(min(max_rows, len(rows)))) if isinstance(rows, Dataset) else rows.take(max_rows)
+            for split, rows in splits.items()
+        }
+    return splits, left_out
+
+
+def _left_out(files: Files, splits: Mapping[str, Dataset | IterableDataset], max_bad_fraction: float) -> str:
+    if files.are_images:
+        rows = {split: each for split, each in splits.items() if isinstance(each, Dataset)}
+        unused, count = folders.left_out(files, rows or folders.load_images(files)), len(files.images)
+    else:
+        unused, count = tables.unread(files), len(tables.main_tables(files))
+    total = count + len({*unused} - {*files.images} if files.are_images else unused)
+    counted = f"{len(unused):,} of {total:,} files of {files.root} are no rows: {name_kinds(unused)}"
+    if len(unused) > max_bad_fraction * total:
+        raise DatasetError(f"{counted}; {CONVERT}; move away what is no image, or allow a --max-bad-fraction")
+    return counted if unused else ""
 
 
 def load_source(name: str, streaming: bool = False) -> DatasetDict | IterableDatasetDict:
@@ -126,31 +131,45 @@ def load_source(name: str, streaming: bool = False) -> DatasetDict | IterableDat
     """
     path = Path(name)
     try:
-        if is_saved(path):
-            loaded = datasets.load_from_disk(name)
-        elif path.is_file():
-            builder = next((BUILDERS[suffix] for suffix in path.suffixes if suffix in BUILDERS), None)
-            if builder is None:
-                raise DatasetError(
-                    f"{name} is a file of type {path.suffix or '(none)'}; known are {', '.join(BUILDERS)}"
-                )
-            loaded = datasets.load_dataset(builder, data_files=name, streaming=streaming)
-        elif path.is_dir():
-            loaded = datasets.load_dataset(name, streaming=streaming)
-        elif not may_be_repository(name):
-            raise DatasetError(f"there is no folder or file {name}")
-        else:
-            loaded = datasets.load_dataset(name, streaming=streaming)
+        loaded = _load(path, streaming) if path.exists() else _from_hub(name, streaming)
     except NeuraCryptError:
         raise
     except Exception as error:  # builders raise whatever their file format's library raises
         reason = explain(error, name) or (offline(name) if not path.exists() and may_be_repository(name) else None)
         if reason is not None:
             raise HubError(reason) from error
-        raise DatasetError(f"cannot load the dataset {name}: {first_line(_innermost(error))}") from error
+        empty = [
+            state.parent.name
+            for state in path.glob("*/state.json")
+            if not json.loads(state.read_bytes())["_data_files"]
+        ]
+        why = f"its split {empty[0]} is empty: remove it" if empty else first_line(_innermost(error))
+        raise DatasetError(f"cannot load the dataset {name}: {why}") from error
     if isinstance(loaded, Dataset):
         loaded = DatasetDict({str(loaded.split or "train"): loaded})
     return loaded
+
+
+def _from_hub(name: str, streaming: bool) -> DatasetDict | IterableDatasetDict:
+    if not may_be_repository(name):
+        raise DatasetError(f"there is no folder or file {name}")
+    return datasets.load_dataset(name, streaming=streaming)
+
+
+def _load(path: Path, streaming: bool) -> Dataset | DatasetDict | IterableDatasetDict:
+    if is_saved(path):
+        return datasets.load_from_disk(str(path))
+    if path.is_file():
+        return tables.load_tables(path.parent, {"train": [PurePath(path.name)]}, streaming)
+    files = Files(path)
+    if files.are_images:
+        loaded = folders.load_images(files)
+        if not streaming:
+            return loaded
+        return IterableDatasetDict({split: rows.to_iterable_dataset() for split, rows in loaded.items()})
+    if tables.has_card(path):
+        return datasets.load_dataset(str(path), streaming=streaming)
+    return tables.load_tables(path, tables.split_files(tables.main_tables(files)), streaming)
 
 
 def _innermost(error: BaseException) -> BaseException:

@@ -3,13 +3,14 @@
 from collections.abc import Callable
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, Image
 from torch.utils.data import Dataset as TorchDataset
 
 from hf_neuracrypt.data.batches import encrypt_rows
-from hf_neuracrypt.data.columns import find_columns
+from hf_neuracrypt.data.columns import array_dtype, find_columns
 from hf_neuracrypt.encoders.base import Encoder
 from hf_neuracrypt.errors import ImageError, NeuraCryptError
+from hf_neuracrypt.images import as_array
 from hf_neuracrypt.schemes import check_floor
 
 
@@ -48,6 +49,10 @@ class EncryptedView(TorchDataset):
         check_floor(encoder.config)
         self.dataset, self.encoder, self.augment = dataset, encoder, augment
         self.image_column = find_columns(dataset.features, image_column, None).image
+        feature = dataset.features[self.image_column]
+        self._dtype, self._rows = array_dtype(feature), dataset
+        if augment is None and dataset.format["type"] is None and feature == Image():  # nothing else is done to images
+            self._rows = dataset.cast_column(self.image_column, Image(decode=False))
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -57,9 +62,9 @@ class EncryptedView(TorchDataset):
 
     def __getitems__(self, rows: list[int]) -> list[dict[str, Any]]:
         """Several rows at once, as a DataLoader asks for them."""
-        batch = self.dataset[rows]
+        batch = self._rows[rows]
         batch = self.augment(batch) if self.augment else batch
-        images = encrypt_rows(self.encoder, batch[self.image_column])
+        images = encrypt_rows(self.encoder, [as_array(image, self._dtype) for image in batch[self.image_column]])
         encrypted = []
         for place, (row, stored) in enumerate(zip(rows, images)):
             if isinstance(stored, ImageError):

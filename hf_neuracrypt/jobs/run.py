@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from functools import lru_cache
-from itertools import islice
+from itertools import chain, islice
 from multiprocessing.connection import wait as wait_for_process
 from pathlib import Path
 
@@ -67,16 +67,16 @@ def run(job: Job, num_proc: int = 1, rank: int = 0, world_size: int = 1, dask: s
     if not claim(job, repeatable=world_size > 1):
         return True
     with _lock(job.output, shared=world_size > 1), quiet_datasets():
-        finished, (rejected, seen) = finished_shards(job), rejected_so_far(job)
+        finished, rejected = finished_shards(job), rejected_so_far(job)
         units = units_of(job)[rank::world_size]
         tasks = [(unit, finished[unit.name].count) for unit in units if not finished[unit.name].all]
         total = None if any(unit.rows is None for unit in units) else sum(unit.rows or 0 for unit in units)
         with tqdm(total=total, desc="Encrypting", unit=" images") as bar:
             bar.update(sum(finished[unit.name].rows(job, unit) for unit in units))
-            for note in _notes(job, tasks, num_proc, dask, bar):
+            for note in chain([{"rejected": []}], _notes(job, tasks, num_proc, dask, bar)):
                 rejected += note["rejected"]
-                seen += note["source_rows"]
-                check_rejected(job, rejected, seen)
+                if job.rows is not None:  # how many a stream has is known at its end
+                    check_rejected(job, rejected, job.rows)
         try:
             return complete(job)
         except FileNotFoundError:

@@ -140,9 +140,33 @@ def _write_stream(job: Job, unit: Unit, first: int, temporary: Path, progress: P
 
 
 def _function(job: Job, unit: Unit, progress: Progress, rows: Sequence[int] | None = None) -> EncryptRows:
+    def stop(row: int, error: Exception) -> str:
+        before = _rows_before(job, unit)
+        where = f"row {row} of part {unit.index} of the source" if before is None else f"row {before + row}"
+        return (
+            f"{where} cannot be encrypted: {error} (split {unit.split}; --max-bad-fraction leaves such rows out; a "
+            "repaired source needs a new output folder)"
+        )
+
     rejected: list[dict] | None = [] if job.max_bad_fraction else None
     views = job.views_of(unit.split)
-    return job.plan.rows(rows=rows, rejected=rejected, progress=progress, views=views, flip=job.flip)
+    return job.plan.rows(rows=rows, rejected=rejected, progress=progress, views=views, flip=job.flip, stop=stop)
+
+
+def _rows_before(job: Job, unit: Unit) -> int | None:
+    """How many rows of its split come before those of a source shard; None: another worker is still at them."""
+    if unit.rows is not None:
+        return 0  # a dataset's rows have the numbers of the split
+    finished = finished_shards(job)
+    earlier = [Unit(unit.split, index) for index in range(unit.index)]
+    if not all(finished[other.name].all for other in earlier):
+        return None
+    return sum(note["source_rows"] for other in earlier for note in _notes_of(job, other, finished[other.name]))
+
+
+def _notes_of(job: Job, unit: Unit, finished: Finished) -> list[Note]:
+    paths = (_note_of(job, unit, part, part == finished.count - 1) for part in range(finished.count))
+    return [json.loads(path.read_text()) for path in paths]
 
 
 def _keep(job: Job, unit: Unit, part: int, temporary: Path, rows: int, rejected: list[dict], last: bool) -> Note:
@@ -160,19 +184,18 @@ def _note_of(job: Job, unit: Unit, part: int, last: bool) -> Path:
     return job.notes / f"{unit.name}-{part:05d}{'.last' if last else ''}.json"
 
 
-def rejected_so_far(job: Job) -> tuple[list[dict], int]:
-    """The rows that earlier runs of a job left out, if it may leave out any, and how many were looked at."""
-    notes = [json.loads(path.read_text()) for path in job.notes.iterdir()] if job.max_bad_fraction else []
-    return [entry for note in notes for entry in note["rejected"]], sum(note["source_rows"] for note in notes)
+def rejected_so_far(job: Job) -> list[dict]:
+    """The rows that earlier runs of a job left out."""
+    return [entry for path in job.notes.iterdir() for entry in json.loads(path.read_text())["rejected"]]
 
 
-def check_rejected(job: Job, rejected: Sequence[dict], seen: int) -> None:
-    """Raises DatasetError if these are too many, of all rows, or of those of a stream seen so far."""
-    if len(rejected) > job.max_bad_fraction * (rows := job.rows or seen):
+def check_rejected(job: Job, rejected: Sequence[dict], rows: int) -> None:
+    """Raises DatasetError if these are too many of so many rows."""
+    if len(rejected) > job.max_bad_fraction * rows:
         last = rejected[-1]
         raise DatasetError(
             f"{len(rejected)} of {rows} rows cannot be encrypted, --max-bad-fraction {job.max_bad_fraction} allows "
-            f"fewer; the last: row {last['row']} of {last['split']}: {last['reason']}"
+            f"fewer; one of them: row {last['row']} of {last['split']}: {last['reason']}"
         )
 
 
@@ -189,12 +212,15 @@ def complete(job: Job) -> bool:
     if not all(finished[unit.name].all for unit in units):
         return not is_unfinished(job.output)  # another rank may have completed it meanwhile
     notes: dict[str, list[Note]] = {name: [] for name in job.splits}
+    rejected: list[dict] = []
+    seen = dict.fromkeys(job.splits, 0)
     for unit in units:
-        parts = finished[unit.name].count
-        for part in range(parts):
-            notes[unit.split].append(json.loads(_note_of(job, unit, part, part == parts - 1).read_text()))
-    rejected = [entry for each in notes.values() for note in each for entry in note["rejected"]]
-    check_rejected(job, rejected, sum(note["source_rows"] for each in notes.values() for note in each))
+        before = seen[unit.split] if unit.rows is None else 0  # rows of a stream are counted in its parts
+        for note in _notes_of(job, unit, finished[unit.name]):
+            rejected += [entry | {"row": before + entry["row"]} for entry in note["rejected"]]
+            seen[unit.split] += note["source_rows"]
+            notes[unit.split].append(note)
+    check_rejected(job, rejected, sum(seen.values()))
     files = {note["file"]: {k: note[k] for k in ("rows", "sha256")} for each in notes.values() for note in each}
     for split, each in notes.items():
         info, state = _split_files(job, split, [Path(note["file"]).name for note in each])

@@ -12,12 +12,11 @@ from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
-from PIL import Image
 from tqdm.auto import tqdm
 
 from hf_neuracrypt.data.batches import encrypt_rows
+from hf_neuracrypt.data.files import Files
 from hf_neuracrypt.errors import ImageError, NeuraCryptError, printable
-from hf_neuracrypt.images import FORMATS
 from hf_neuracrypt.prediction.classifier import Classifier
 
 
@@ -27,19 +26,19 @@ Show = Callable[[Path, list[dict]], None]
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
-    """Files as they are given; of folders, the image files in them and in their subfolders, by name.
+    """Files as they are given; of folders, what is or may be an image in them and in their subfolders, by name.
 
     Raises:
         ImageError: a folder without images.
+        DatasetError: a folder that cannot be read, or is reached twice.
     """
-    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in FORMATS}
     files: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in endings and file.is_file()]
-            if not inside:
+            inside = Files(path)
+            if not inside.images:
                 raise ImageError(f"there is no image in the folder {path}")
-            files += inside
+            files += [path / file for file in sorted([*inside.images, *inside.others])]
         else:
             files.append(path)
     return files

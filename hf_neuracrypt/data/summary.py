@@ -1,0 +1,66 @@
+"""What an owner is told about a source before work: splits, rows, labels, and images that are nearly black."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from datasets import Dataset, IterableDataset
+
+from hf_neuracrypt.data.dataset import Plan
+from hf_neuracrypt.errors import ImageError
+from hf_neuracrypt.images import as_array, open_image, to_rgb
+
+
+LOOKED_AT = 16  # images of a split, for `too_dark`
+DARK = 64  # of 255: images of 14 bits or fewer, stored as 16
+
+
+def rows_of(splits: Mapping[str, Dataset | IterableDataset]) -> dict[str, int | None]:
+    """How many rows each split has; None: a stream."""
+    return {name: len(split) if isinstance(split, Dataset) else None for name, split in splits.items()}
+
+
+def describe(rows: Mapping[str, int | None], plan: Plan) -> str:
+    """Splits and labels in one line: "train 4,708 images, test 624 images; 2 classes: normal, pneumonia"."""
+    counted = ", ".join(
+        f"{name} {'a stream of' if count is None else f'{count:,}'} images" for name, count in rows.items()
+    )
+    return f"{counted}; {_labels(plan)}"
+
+
+def _labels(plan: Plan) -> str:
+    if plan.columns.label is None:
+        return "no labels"
+    names = plan.labels.names
+    if names is None:
+        return "labels are whole numbers"
+    shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+    return f"{len(names):,} {'class' if len(names) == 1 else 'classes'}: {shown}"
+
+
+def too_dark(splits: Mapping[str, Dataset | IterableDataset], plan: Plan) -> list[str]:
+    """A sentence for each split some of whose images, looked at before work, are all nearly black."""
+    found = []
+    for name, split in splits.items():
+        images = [as_array(image, plan.dtype) for image in _some(plan, split)]
+        brightest = max(map(_brightest, images), default=DARK)
+        if brightest < DARK:
+            found.append(
+                f"the images of {name} are nearly black: none of {len(images)} looked at is brighter than {brightest} "
+                "of 255. Values of 16 bits are divided by 65,535, whatever they reach: rescale those of 12 bits first"
+            )
+    return found
+
+
+def _some(plan: Plan, split: Dataset | IterableDataset) -> Sequence[object]:
+    source = plan.source(split)
+    if isinstance(source, IterableDataset):
+        return [row[plan.columns.image] for row in source.take(LOOKED_AT)]
+    places = np.unique(np.linspace(0, len(source) - 1, min(LOOKED_AT, len(source))).astype(int))
+    return source.select(places)[plan.columns.image][:]
+
+
+def _brightest(source: object) -> int:
+    try:
+        return int(np.asarray(to_rgb(open_image(source))).max())
+    except ImageError:  # the job will name its row
+        return DARK
