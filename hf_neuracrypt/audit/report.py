@@ -11,7 +11,7 @@ from einops import repeat
 from PIL import Image
 
 from hf_neuracrypt.audit.attacks import Audit
-from hf_neuracrypt.data.manifest import atomic_write
+from hf_neuracrypt.data.places import atomic_write
 from hf_neuracrypt.publish.cards import render
 
 

@@ -7,7 +7,6 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from hf_neuracrypt.cli.common import (
-    EncryptedFolder,
     ImageColumn,
     KeyFile,
     LabelColumn,
@@ -24,7 +23,9 @@ def encrypt(
         str, typer.Option(help="Hub id, folder of images, save_to_disk folder, or Parquet/CSV/JSON/tar.")
     ],
     key_file: KeyFile,
-    output: Annotated[Path, typer.Option(help="New folder for the encrypted dataset; run again to resume.")],
+    output: Annotated[
+        str, typer.Option(help="New folder, or address in a bucket (s3://…), for the result; run again to resume.")
+    ],
     passphrase_file: PassphraseFile = None,
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
@@ -105,6 +106,7 @@ def encrypt(
     Example:
       hf-neuracrypt encrypt --dataset photos/ --key-file hospital.key --output encrypted/
     """
+    from hf_neuracrypt.data.places import place
     from hf_neuracrypt.jobs.job import Job, check_places
 
     if rank >= world_size:
@@ -116,7 +118,8 @@ def encrypt(
     columns: dict[str, Any] = {"image_column": image_column, "label_column": label_column}
     config, kept, views, flip = _how(like, scheme, options, views, flip)
     columns |= kept or {"keep_columns": keep_column or (), "hide_labels": hide_labels}
-    check_places(dataset, key_file, output)
+    folder = place(output)
+    check_places(dataset, key_file, folder)
     key = load_key(key_file, passphrase_file)
 
     from datasets import IterableDataset
@@ -136,21 +139,21 @@ def encrypt(
     streamed = any(isinstance(split, IterableDataset) for split in splits.values())
     origin = identity(dataset) if streamed else ""
     plan = make_plan(splits, encoder, **columns, origin=origin)
-    job = Job(splits, plan, output, shard_size * 1_000_000, max_bad_fraction, views, flip)
+    job = Job(splits, plan, folder, shard_size * 1_000_000, max_bad_fraction, views, flip)
     for line in (f"Found {describe(rows_of(splits), plan)}.", left_out and f"Left out: {left_out}."):
         note(line) if line else None
     for line in too_dark(splits, plan):
         note(f"Note: {line}.")
     if not run(job, num_proc, rank, world_size, dask):
         return note(f"Rank {rank} of {world_size} has done its part; {output} is complete when all have.")
-    rows = read_manifest(output)["rows"]
+    rows = read_manifest(folder)["rows"]
     note(f"Encrypted {sum(rows.values()):,} images ({describe(rows, plan)}) with {key.id} into {output}.")
     if like is not None and rows != read_manifest(like)["rows"]:
         raise DatasetError(f"the source has other images now: {rows}, not {read_manifest(like)['rows']} as in {like}")
-    if (output / REJECTED).exists():
-        rejected = len((output / REJECTED).read_text().splitlines())
-        note(f"Rows that could not be encrypted and were left out: {rejected:,}, listed in {output / REJECTED}")
-    if left_out or (output / REJECTED).exists():
+    if (folder / REJECTED).exists():
+        rejected = len((folder / REJECTED).read_text().splitlines())
+        note(f"Rows that could not be encrypted and were left out: {rejected:,}, listed in {folder / REJECTED}")
+    if left_out or (folder / REJECTED).exists():
         raise typer.Exit(3)
 
 
@@ -195,7 +198,9 @@ def _interrupt(*_: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def verify(folder: EncryptedFolder) -> None:
+def verify(
+    folder: Annotated[str, typer.Argument(help="A folder written by `encrypt`, or its address in a bucket.")],
+) -> None:
     """Check every file of an encrypted dataset.
 
     Each is hashed again; those that are not as they were written are named, and the exit status is 2.
@@ -205,12 +210,14 @@ def verify(folder: EncryptedFolder) -> None:
       hf-neuracrypt verify encrypted/
     """
     from hf_neuracrypt.data import manifest
+    from hf_neuracrypt.data.places import reachable
 
     damaged = 0
-    for file, problem in manifest.verify(folder):
-        if problem:
-            damaged += 1
-            typer.echo(f"{folder / file} {problem}")
+    with reachable(folder):
+        for file, problem in manifest.verify(folder):
+            if problem:
+                damaged += 1
+                typer.echo(f"{folder.rstrip('/')}/{file} {problem}")
     if damaged:
         raise DatasetError(f"{damaged} file(s) of {folder} are not as they were written: encrypt again")
     note(f"Every file of {folder} is as it was written.")

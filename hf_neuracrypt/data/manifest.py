@@ -10,10 +10,10 @@ FOLDER/.unfinished/             while a job runs: what it is, notes on finished 
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from hf_neuracrypt.data.places import place, sha256
 from hf_neuracrypt.data.record import Record
 from hf_neuracrypt.errors import ConfigError, DatasetError, first_line
 
@@ -37,7 +37,7 @@ def read_manifest(folder: str | Path) -> dict:
     Raises:
         DatasetError: there is none, the folder is unfinished, or the manifest is damaged.
     """
-    folder = Path(folder)
+    folder = place(folder)
     if is_unfinished(folder):
         raise DatasetError(f"{folder} is unfinished: run the same `hf-neuracrypt encrypt` command again to complete it")
     try:
@@ -89,7 +89,7 @@ def views_of(manifest: dict | None, split: str) -> int:
 
 def verify(folder: str | Path) -> Iterator[tuple[str, str | None]]:
     """Compare every file of a finished folder with the manifest: yields (file, what is wrong with it, or None)."""
-    folder = Path(folder)
+    folder = place(folder)
     expected = read_manifest(folder)["files"]
     files = (path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir())
     present = {path.as_posix() for path in files if path.parts[0] != UNFINISHED} - {MANIFEST}
@@ -102,29 +102,6 @@ def verify(folder: str | Path) -> Iterator[tuple[str, str | None]]:
             yield file, None if sha256(folder / file) == entry["sha256"] else "does not have its sha256 of the manifest"
 
 
-def atomic_write(path: Path, text: str, scratch: Path | None = None) -> None:
-    """Write a small file so that it is there whole or not at all; `scratch`, if not beside it, is where it grows."""
-    temporary = (scratch or path.parent) / f".{path.name}.{os.getpid()}.tmp"
-    temporary.write_text(text)
-    atomic_rename(temporary, path)
-
-
-def atomic_rename(temporary: Path, path: Path) -> None:
-    """Give a finished file its name, and do not return before both are on the disk."""
-    fsync(temporary)
-    os.replace(temporary, path)
-    fsync(path.parent)
-
-
-def fsync(path: Path) -> None:
-    """Have the system write a file or a folder's entries to the disk now."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def to_text(content: dict) -> str:
     """JSON as manifests are written."""
     return json.dumps(content, indent=2) + "\n"
@@ -133,9 +110,3 @@ def to_text(content: dict) -> str:
 def checksum(content: dict) -> str:
     """sha256 of a manifest's text, in hexadecimal."""
     return hashlib.sha256(to_text(content).encode()).hexdigest()
-
-
-def sha256(path: Path) -> str:
-    """sha256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -11,6 +11,7 @@ from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from hf_neuracrypt.data import folders, tables
 from hf_neuracrypt.data.files import CONVERT, Files, describe, fingerprint, is_packed, name_kinds
 from hf_neuracrypt.data.manifest import MANIFEST, MAX_MANIFEST_BYTES, parse_manifest, read_manifest
+from hf_neuracrypt.data.places import is_address, place, reachable
 from hf_neuracrypt.data.record import Record
 from hf_neuracrypt.errors import DatasetError, HubError, NeuraCryptError, first_line
 from hf_neuracrypt.hub import explain, may_be_repository, offline, read_small_file
@@ -31,9 +32,11 @@ def quiet_datasets():
 def is_table(name: str) -> bool:
     """Whether `name` is a local file, or a folder of files, that `datasets` would copy into its cache, in clear: tables
     or archives."""
-    path = Path(name)
+    path = place(name)
     if is_saved(path):
         return False
+    if is_address(name):
+        return True
     return not Files(path).are_images if path.is_dir() else path.is_file() and is_packed(path)
 
 
@@ -45,7 +48,7 @@ def is_saved(path: Path) -> bool:
 def identity(name: str) -> str:
     """What tells one source from another: the names, sizes and times of local files, else the Hub id itself."""
     path = Path(name)
-    if not path.exists():
+    if is_address(name) or not path.exists():
         return name
     return describe(path.parent, PurePath(path.name)) if path.is_file() else fingerprint(path, Files(path).all)
 
@@ -63,8 +66,8 @@ def stored_manifest(name: str) -> dict | None:
         DatasetError: the file is damaged, or the folder unfinished.
         HubError: the repository is not there, or cannot be read.
     """
-    folder = Path(name)
-    if folder.exists():
+    folder = place(name)
+    if is_address(name) or folder.exists():
         return read_manifest(folder) if (folder / MANIFEST).exists() else None
     return published_manifest(name) if may_be_repository(name) else None
 
@@ -95,8 +98,9 @@ def plain_splits(
     if (record := stored_record(name)) is not None:
         raise DatasetError(f"{name} is already encrypted (key {record.key_id}): encrypt the plain images instead")
     splits = dict(load_source(name, is_table(name) if streaming is None else streaming))
-    path = Path(name)
-    left_out = _left_out(Files(path), splits, max_bad_fraction) if path.is_dir() and not is_saved(path) else ""
+    path = place(name)
+    local = not is_address(name) and path.is_dir() and not is_saved(path)
+    left_out = _left_out(Files(path), splits, max_bad_fraction) if local else ""
     if max_rows is not None:
         splits = {
             split: rows.select(range(min(max_rows, len(rows)))) if isinstance(rows, Dataset) else rows.take(max_rows)
@@ -129,9 +133,12 @@ def load_source(name: str, streaming: bool = False) -> DatasetDict | IterableDat
     Raises:
         DatasetError: nothing is there, or it cannot be read as a dataset.
     """
-    path = Path(name)
+    path = place(name)
     try:
-        loaded = _load(path, streaming) if path.exists() else _from_hub(name, streaming)
+        if is_address(name):
+            loaded = _from_bucket(name, path)
+        else:
+            loaded = _load(path, streaming) if path.exists() else _from_hub(name, streaming)
     except NeuraCryptError:
         raise
     except Exception as error:  # builders raise whatever their file format's library raises
@@ -154,6 +161,12 @@ def _from_hub(name: str, streaming: bool) -> DatasetDict | IterableDatasetDict:
     if not may_be_repository(name):
         raise DatasetError(f"there is no folder or file {name}")
     return datasets.load_dataset(name, streaming=streaming)
+
+
+def _from_bucket(name: str, path: Path) -> Dataset | DatasetDict | IterableDatasetDict:
+    """What `encrypt` or `save_to_disk` wrote there, or a stream of one split: a file, or several (train-*.tar)."""
+    with reachable(name):
+        return datasets.load_from_disk(name) if is_saved(path) else tables.load_address(name)
 
 
 def _load(path: Path, streaming: bool) -> Dataset | DatasetDict | IterableDatasetDict:

@@ -33,6 +33,14 @@ def load_tables(
     return datasets.load_dataset(builder, data_files=found, streaming=streaming)
 
 
+def load_address(address: str) -> IterableDatasetDict:
+    """A stream of files in a bucket, * standing for parts of their names. Raises DatasetError."""
+    builder = builder_of(PurePath(address))
+    if builder is None:
+        raise DatasetError(f"{address} is no file of a known kind: {', '.join(TABLES)}, or an encrypted dataset")
+    return datasets.load_dataset(builder, data_files={"train": address}, streaming=True)
+
+
 def has_card(root: Path) -> bool:
     """Whether a README, as a dataset on the Hub has it, says what the splits are."""
     card = root / "README.md"

@@ -14,6 +14,7 @@ from datasets import Dataset, IterableDataset
 
 from hf_neuracrypt.data.dataset import Plan, Split
 from hf_neuracrypt.data.manifest import TRAIN, UNFINISHED
+from hf_neuracrypt.data.places import is_address
 from hf_neuracrypt.errors import DatasetError, KeyFileError
 
 
@@ -130,6 +131,10 @@ def units_of(job: Job) -> list[Unit]:
 
 def check_places(dataset: str, key_file: Path, output: Path) -> None:
     """Source, key and output are three places: an output folder gets copied and published."""
+    if is_address(output):
+        if str(output).rstrip("/") == dataset.rstrip("/"):
+            raise DatasetError(f"{output} is both source and output: choose another address")
+        return
     folder, source, key = (os.path.realpath(path) for path in (output, dataset, key_file))
     if folder == source or source.startswith(folder + os.sep):
         raise DatasetError(f"the output {output} is or holds the source {dataset}: choose another folder")

@@ -4,9 +4,9 @@ A unit of work is a function of job and unit, whoever does it and how often: a s
 and its note says how many rows it has, its sha256, and what was rejected. An unfinished folder is resumed by its notes.
 """
 
+import hashlib
 import itertools
 import json
-import shutil
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -23,15 +23,13 @@ from hf_neuracrypt.data.manifest import (
     MANIFEST,
     REJECTED,
     UNFINISHED,
-    atomic_rename,
-    atomic_write,
     checksum,
     is_unfinished,
     read_manifest,
-    sha256,
     to_text,
 )
-from hf_neuracrypt.errors import DatasetError
+from hf_neuracrypt.data.places import atomic_write, is_address, keep, names_in, remove, sha256
+from hf_neuracrypt.errors import DatasetError, first_line
 from hf_neuracrypt.jobs.job import BATCH_SIZE, Job, Unit, units_of
 
 
@@ -49,15 +47,16 @@ def claim(job: Job, repeatable: bool = False) -> bool:
                 if repeatable and read_manifest(output)["source"] == job.identity()["source"]:
                     return False
                 raise DatasetError(f"{output} already holds a finished encrypted dataset: choose another folder")
-            foreign = output.exists() and any(path.name != UNFINISHED for path in output.iterdir())
+            foreign = any(name != UNFINISHED for name in names_in(output))
             if foreign and not is_unfinished(output):  # another worker may just have begun
                 raise DatasetError(f"{output} exists and is not empty: choose another folder")
-            job.notes.mkdir(parents=True, exist_ok=True)
+            if not is_address(output):
+                job.notes.mkdir(parents=True, exist_ok=True)
             if not is_unfinished(output):
                 atomic_write(plan_file, to_text(job.identity()))
         other = json.loads(plan_file.read_text())
     except OSError as error:
-        raise DatasetError(f"cannot write to {output}: {error.strerror}") from None
+        raise DatasetError(f"cannot write to {output}: {error.strerror or first_line(error)}") from None
     different = [name for name, value in job.identity().items() if value != other.get(name)]
     if different:
         raise DatasetError(
@@ -82,8 +81,8 @@ class Finished:
 def finished_shards(job: Job) -> dict[str, Finished]:
     """By name of the unit, from the names of the notes alone."""
     found: dict[str, Finished] = defaultdict(Finished)
-    for path in job.notes.iterdir():
-        name, _, rest = path.name.rpartition("-")
+    for note in names_in(job.notes):
+        name, _, rest = note.rpartition("-")
         found[name].count += rest.endswith(".json")
         found[name].all |= rest.endswith(".last.json")
     return found
@@ -95,7 +94,8 @@ def write_unit(job: Job, unit: Unit, first: int = 0, progress: Progress = lambda
     Raises:
         DatasetError: a row cannot be encrypted.
     """
-    with tempfile.TemporaryDirectory(dir=job.output / UNFINISHED, prefix=SCRATCH) as scratch:
+    beside = None if is_address(job.output) else job.output / UNFINISHED
+    with tempfile.TemporaryDirectory(dir=beside, prefix=SCRATCH) as scratch:
         write = _write_rows if unit.rows is not None else _write_stream
         yield from write(job, unit, first, Path(scratch) / "shard.arrow", progress)
 
@@ -174,8 +174,9 @@ def _keep(job: Job, unit: Unit, part: int, temporary: Path, rows: int, rejected:
     stored = (rows - len(rejected)) * job.views_of(unit.split)
     note: Note = {"file": unit.file(part), "source_rows": rows, "rows": stored, "sha256": sha256(temporary)}
     note["rejected"] = [{"split": unit.split} | each for each in rejected]
-    (job.output / unit.split).mkdir(exist_ok=True)
-    atomic_rename(temporary, job.output / note["file"])
+    if not is_address(job.output):
+        (job.output / unit.split).mkdir(exist_ok=True)
+    keep(temporary, job.output / note["file"])
     atomic_write(_note_of(job, unit, part, last), to_text(note))
     return note
 
@@ -186,7 +187,8 @@ def _note_of(job: Job, unit: Unit, part: int, last: bool) -> Path:
 
 def rejected_so_far(job: Job) -> list[dict]:
     """The rows that earlier runs of a job left out."""
-    return [entry for path in job.notes.iterdir() for entry in json.loads(path.read_text())["rejected"]]
+    notes = (json.loads((job.notes / name).read_text()) for name in names_in(job.notes))
+    return [entry for note in notes for entry in note["rejected"]]
 
 
 def check_rejected(job: Job, rejected: Sequence[dict], rows: int) -> None:
@@ -238,13 +240,13 @@ def complete(job: Job) -> bool:
         manifest["views"] = {"count": job.views, "flip": job.flip}
     atomic_write(job.output / MANIFEST, to_text(manifest | {"sha256": checksum(manifest)}), job.output / UNFINISHED)
     (job.output / UNFINISHED / JOB).unlink(missing_ok=True)
-    shutil.rmtree(job.output / UNFINISHED, ignore_errors=True)
+    remove(job.output / UNFINISHED)
     return True
 
 
 def _write_listed(output: Path, name: str, text: str, files: dict) -> None:
     atomic_write(output / name, text, output / UNFINISHED)  # what a crash leaves behind must not lie beside the data
-    files[name] = {"sha256": sha256(output / name)}
+    files[name] = {"sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
 def _split_files(job: Job, split: str, shards: list[str]) -> tuple[dict, dict]:

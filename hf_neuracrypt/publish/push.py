@@ -24,7 +24,8 @@ from huggingface_hub.hf_api import DatasetInfo as Repository
 from tqdm.auto import tqdm
 
 from hf_neuracrypt.data.dataset import WRITER_BATCH_SIZE
-from hf_neuracrypt.data.manifest import MANIFEST, UNFINISHED, checksum, parse_manifest, read_manifest, sha256, to_text
+from hf_neuracrypt.data.manifest import MANIFEST, UNFINISHED, checksum, parse_manifest, read_manifest, to_text
+from hf_neuracrypt.data.places import sha256
 from hf_neuracrypt.data.record import Record
 from hf_neuracrypt.data.sources import published_manifest
 from hf_neuracrypt.errors import DatasetError, HubError, KeyMismatchError

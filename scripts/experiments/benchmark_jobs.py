@@ -20,7 +20,7 @@ from PIL import Image as PILImage
 
 from hf_neuracrypt.data.batches import PART, cores
 from hf_neuracrypt.data.dataset import make_plan
-from hf_neuracrypt.data.manifest import sha256
+from hf_neuracrypt.data.places import sha256
 from hf_neuracrypt.data.sources import load_source
 from hf_neuracrypt.encoders import load_encoder
 from hf_neuracrypt.encoders.base import Encoder

@@ -20,7 +20,8 @@ from datasets import Dataset, DatasetInfo, Features, Image, IterableDataset
 from tqdm.auto import tqdm
 
 from hf_neuracrypt.data.dataset import make_plan
-from hf_neuracrypt.data.manifest import MANIFEST, UNFINISHED, is_unfinished, sha256, to_text, verify
+from hf_neuracrypt.data.manifest import MANIFEST, UNFINISHED, is_unfinished, to_text, verify
+from hf_neuracrypt.data.places import sha256
 from hf_neuracrypt.encoders import load_encoder
 from hf_neuracrypt.errors import DatasetError
 from hf_neuracrypt.images import to_png

@@ -36,7 +36,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 from transformers.trainer_callback import PrinterCallback
 
 from hf_neuracrypt import SecretKey, load_encoder
-from hf_neuracrypt.data.manifest import atomic_write
+from hf_neuracrypt.data.places import atomic_write
 from hf_neuracrypt.data.record import Record
 from hf_neuracrypt.encoders.base import Encoder
 from hf_neuracrypt.encoders.blockwise import ViTBlockwise
