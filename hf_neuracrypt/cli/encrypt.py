@@ -2,7 +2,8 @@
 
 import signal
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -18,13 +19,24 @@ from hf_neuracrypt.errors import ConfigError, DatasetError, KeyMismatchError, Ne
 from hf_neuracrypt.schemes import SCHEMES
 
 
+if TYPE_CHECKING:
+    from hf_neuracrypt.jobs.job import Job
+
+HUB = "hf://datasets/"  # as in `data.places`, which takes a second to import
+
+
 def encrypt(
     dataset: Annotated[
         str, typer.Option(help="Hub id, folder of images, save_to_disk folder, or Parquet/CSV/JSON/tar.")
     ],
     key_file: KeyFile,
     output: Annotated[
-        str, typer.Option(help="New folder, or address in a bucket (s3://…), for the result; run again to resume.")
+        str,
+        typer.Option(
+            metavar="FOLDER",
+            help="New folder for the result, or an address: of a bucket (s3://…) or of a private dataset repository "
+            "(hf://datasets/OWNER/NAME). Run again to resume.",
+        ),
     ],
     passphrase_file: PassphraseFile = None,
     image_column: ImageColumn = None,
@@ -106,26 +118,28 @@ def encrypt(
     Example:
       hf-neuracrypt encrypt --dataset photos/ --key-file hospital.key --output encrypted/
     """
-    from hf_neuracrypt.data.places import place
     from hf_neuracrypt.jobs.job import Job, check_places
 
     if rank >= world_size:
         raise NeuraCryptError(f"--rank {rank} is not below --world-size {world_size}: ranks count from 0")
     if dask is not None and (num_proc > 1 or world_size > 1):
         raise NeuraCryptError("--dask has its own workers: leave --num-proc, --rank and --world-size out")
+    repository = output.removeprefix(HUB) if output.startswith(HUB) else None
+    if repository is not None and (dask is not None or world_size > 1):
+        raise NeuraCryptError("shards go to a repository from this machine: leave --dask, --rank and --world-size out")
     sizes = {"image_size": image_size, "patch_size": patch_size}
     options = {name: size for name, size in sizes.items() if size is not None} | parse_options(scheme_option or ())
     columns: dict[str, Any] = {"image_column": image_column, "label_column": label_column}
     config, kept, views, flip = _how(like, scheme, options, views, flip)
     columns |= kept or {"keep_columns": keep_column or (), "hide_labels": hide_labels}
-    folder = place(output)
-    check_places(dataset, key_file, folder)
+    check_places(dataset, key_file, output)
     key = load_key(key_file, passphrase_file)
 
     from datasets import IterableDataset
 
     from hf_neuracrypt.data.dataset import make_plan
-    from hf_neuracrypt.data.manifest import REJECTED, read_manifest
+    from hf_neuracrypt.data.manifest import read_manifest
+    from hf_neuracrypt.data.places import place
     from hf_neuracrypt.data.sources import identity, plain_splits
     from hf_neuracrypt.data.summary import describe, rows_of, too_dark
     from hf_neuracrypt.encoders import load_encoder
@@ -139,21 +153,56 @@ def encrypt(
     streamed = any(isinstance(split, IterableDataset) for split in splits.values())
     origin = identity(dataset) if streamed else ""
     plan = make_plan(splits, encoder, **columns, origin=origin)
-    job = Job(splits, plan, folder, shard_size * 1_000_000, max_bad_fraction, views, flip)
     for line in (f"Found {describe(rows_of(splits), plan)}.", left_out and f"Left out: {left_out}."):
         note(line) if line else None
     for line in too_dark(splits, plan):
         note(f"Note: {line}.")
-    if not run(job, num_proc, rank, world_size, dask):
-        return note(f"Rank {rank} of {world_size} has done its part; {output} is complete when all have.")
-    rows = read_manifest(folder)["rows"]
-    note(f"Encrypted {sum(rows.values()):,} images ({describe(rows, plan)}) with {key.id} into {output}.")
+    with TemporaryDirectory(prefix="neuracrypt-") as passing:
+        folder = Path(passing) / "encrypted" if repository else place(output)
+        job = Job(splits, plan, folder, shard_size * 1_000_000, max_bad_fraction, views, flip)
+        if repository:
+            _run_to_repository(job, repository, num_proc)
+        elif not run(job, num_proc, rank, world_size, dask):
+            return note(f"Rank {rank} of {world_size} has done its part; {output} is complete when all have.")
+        _report(job, output, like, bool(left_out))
+
+
+def _run_to_repository(job: "Job", repository: str, num_proc: int) -> None:
+    """Each shard is sent as soon as it is there, and then removed here; all are committed together at the end."""
+    from hf_neuracrypt.data.manifest import read_manifest
+    from hf_neuracrypt.jobs.run import run
+    from hf_neuracrypt.publish.push import new_revision
+
+    def send(written: dict) -> None:
+        shard = job.output / written["file"]
+        revision.upload(shard, written["sha256"], shard.parent.name)
+        shard.unlink()
+
+    kept = tuple(job.plan.columns.kept)
+    with new_revision(repository, job.plan.record, job.plan.encoder.key, keep_columns=kept) as revision:
+        run(job, num_proc, arrived=send)
+        note(f"Committed {revision.commit(read_manifest(job.output))}")
+
+
+def _report(job: "Job", output: str, like: Path | None, left_out: bool) -> None:
+    """Say what was done, and what was left out."""
+    from hf_neuracrypt.data.manifest import REJECTED, read_manifest
+    from hf_neuracrypt.data.summary import describe
+
+    rows, listed = read_manifest(job.output)["rows"], job.output / REJECTED
+    what = f"{sum(rows.values()):,} images ({describe(rows, job.plan)})"
+    note(f"Encrypted {what} with {job.plan.encoder.key.id} into {output}.")
     if like is not None and rows != read_manifest(like)["rows"]:
         raise DatasetError(f"the source has other images now: {rows}, not {read_manifest(like)['rows']} as in {like}")
-    if (folder / REJECTED).exists():
-        rejected = len((folder / REJECTED).read_text().splitlines())
-        note(f"Rows that could not be encrypted and were left out: {rejected:,}, listed in {folder / REJECTED}")
-    if left_out or (folder / REJECTED).exists():
+    if listed.exists():
+        lines, kept = listed.read_text().splitlines(), str(listed).startswith(output.rstrip("/"))
+        note(
+            f"Rows that could not be encrypted and were left out: {len(lines):,}, "
+            + (f"listed in {listed}" if kept else "these:")
+        )
+        for line in () if kept else lines:
+            note(line)
+    if left_out or listed.exists():
         raise typer.Exit(3)
 
 

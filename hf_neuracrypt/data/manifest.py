@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from hf_neuracrypt.data.places import place, sha256
+from hf_neuracrypt.data.places import HUB, place, sha256
 from hf_neuracrypt.data.record import Record
 from hf_neuracrypt.errors import ConfigError, DatasetError, first_line
 
@@ -93,6 +93,8 @@ def verify(folder: str | Path) -> Iterator[tuple[str, str | None]]:
     expected = read_manifest(folder)["files"]
     files = (path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir())
     present = {path.as_posix() for path in files if path.parts[0] != UNFINISHED} - {MANIFEST}
+    if str(folder).startswith(HUB):
+        present -= {"README.md", ".gitattributes"}
     for file in sorted(present - set(expected)):
         yield file, "is not in the manifest"
     for file, entry in expected.items():

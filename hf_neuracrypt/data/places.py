@@ -17,6 +17,9 @@ from upath import UPath
 from hf_neuracrypt.errors import DatasetError, NeuraCryptError, first_line
 
 
+HUB = "hf://datasets/"  # what follows is the name of a repository
+
+
 def is_address(name: str | Path) -> bool:
     """Whether a name is that of something in a bucket."""
     return "://" in str(name)

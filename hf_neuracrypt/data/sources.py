@@ -11,7 +11,7 @@ from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from hf_neuracrypt.data import folders, tables
 from hf_neuracrypt.data.files import CONVERT, Files, describe, fingerprint, is_packed, name_kinds
 from hf_neuracrypt.data.manifest import MANIFEST, MAX_MANIFEST_BYTES, parse_manifest, read_manifest
-from hf_neuracrypt.data.places import is_address, place, reachable
+from hf_neuracrypt.data.places import HUB, is_address, place, reachable
 from hf_neuracrypt.data.record import Record
 from hf_neuracrypt.errors import DatasetError, HubError, NeuraCryptError, first_line
 from hf_neuracrypt.hub import explain, may_be_repository, offline, read_small_file
@@ -66,6 +66,7 @@ def stored_manifest(name: str) -> dict | None:
         DatasetError: the file is damaged, or the folder unfinished.
         HubError: the repository is not there, or cannot be read.
     """
+    name = name.removeprefix(HUB)
     folder = place(name)
     if is_address(name) or folder.exists():
         return read_manifest(folder) if (folder / MANIFEST).exists() else None
@@ -133,6 +134,7 @@ def load_source(name: str, streaming: bool = False) -> DatasetDict | IterableDat
     Raises:
         DatasetError: nothing is there, or it cannot be read as a dataset.
     """
+    name = name.removeprefix(HUB)
     path = place(name)
     try:
         if is_address(name):

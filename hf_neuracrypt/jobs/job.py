@@ -129,7 +129,7 @@ def units_of(job: Job) -> list[Unit]:
     return units
 
 
-def check_places(dataset: str, key_file: Path, output: Path) -> None:
+def check_places(dataset: str, key_file: Path, output: str | Path) -> None:
     """Source, key and output are three places: an output folder gets copied and published."""
     if is_address(output):
         if str(output).rstrip("/") == dataset.rstrip("/"):

@@ -13,11 +13,11 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from functools import lru_cache
-from itertools import chain, islice
+from itertools import islice
 from multiprocessing.connection import wait as wait_for_process
 from pathlib import Path
 
@@ -43,11 +43,18 @@ from hf_neuracrypt.jobs.writer import (
 )
 
 
-IN_FLIGHT = 256  # units that an executor holds at once
+IN_FLIGHT = 256  # units that an executor holds at once, as a rule
 SCHEDULER_SECONDS = 30  # that a Dask scheduler may need to answer
 
 
-def run(job: Job, num_proc: int = 1, rank: int = 0, world_size: int = 1, dask: str | None = None) -> bool:
+def run(
+    job: Job,
+    num_proc: int = 1,
+    rank: int = 0,
+    world_size: int = 1,
+    dask: str | None = None,
+    arrived: Callable[[Note], object] | None = None,
+) -> bool:
     """Do the units of a job that nobody did before, and complete its folder if all are done.
 
     Args:
@@ -55,7 +62,8 @@ def run(job: Job, num_proc: int = 1, rank: int = 0, world_size: int = 1, dask: s
         num_proc: worker processes; 1: this one does the work.
         rank: of this machine in a job array, which does every `world_size`-th unit.
         world_size: how many machines the array has.
-        dask: the address of a Dask scheduler whose workers do the work, on machines that share the folder.
+        dask: the address of a Dask scheduler whose workers do the work, on machines that share the output.
+        arrived: called with the note of each shard; it may take the shard away. Then workers are never far ahead.
 
     Returns:
         Whether the folder is complete; False when other ranks have units left to do.
@@ -65,10 +73,12 @@ def run(job: Job, num_proc: int = 1, rank: int = 0, world_size: int = 1, dask: s
         NeuraCryptError: what stopped a worker. The same call again continues.
     """
     with reachable(job.output):
-        return _run(job, num_proc, rank, world_size, dask)
+        return _run(job, num_proc, rank, world_size, dask, arrived)
 
 
-def _run(job: Job, num_proc: int, rank: int, world_size: int, dask: str | None) -> bool:
+def _run(
+    job: Job, num_proc: int, rank: int, world_size: int, dask: str | None, arrived: Callable[[Note], object] | None
+) -> bool:
     if not claim(job, repeatable=world_size > 1):
         return True
     with _lock(job.output, shared=world_size > 1), quiet_datasets():
@@ -78,10 +88,12 @@ def _run(job: Job, num_proc: int, rank: int, world_size: int, dask: str | None) 
         total = None if any(unit.rows is None for unit in units) else sum(unit.rows or 0 for unit in units)
         with tqdm(total=total, desc="Encrypting", unit=" images") as bar:
             bar.update(sum(finished[unit.name].rows(job, unit) for unit in units))
-            for note in chain([{"rejected": []}], _notes(job, tasks, num_proc, dask, bar)):
+            check_rejected(job, rejected)
+            for note in _notes(job, tasks, num_proc, dask, bar, num_proc if arrived else IN_FLIGHT):
+                if arrived:
+                    arrived(note)
                 rejected += note["rejected"]
-                if job.rows is not None:  # how many a stream has is known at its end
-                    check_rejected(job, rejected, job.rows)
+                check_rejected(job, rejected)
         try:
             return complete(job)
         except FileNotFoundError:
@@ -90,14 +102,16 @@ def _run(job: Job, num_proc: int, rank: int, world_size: int, dask: str | None) 
             return True  # another rank completed it, and tidied up, meanwhile
 
 
-def _notes(job: Job, tasks: Sequence[tuple[Unit, int]], num_proc: int, dask: str | None, bar: tqdm) -> Iterator[Note]:
-    """Do the tasks (a unit, and how many of its shards are there); gives the notes as they are written."""
+def _notes(
+    job: Job, tasks: Sequence[tuple[Unit, int]], num_proc: int, dask: str | None, bar: tqdm, ahead: int
+) -> Iterator[Note]:
+    """Do the tasks (a unit, and how many of its shards are there), of which an executor holds `ahead` at once."""
     if num_proc == 1 and dask is None:
         for unit, first in tasks:
             yield from write_unit(job, unit, first, bar.update)
         return
     with _dask(dask) if dask else _processes(num_proc, job) as executor:
-        for note in _results(executor, job, tasks):
+        for note in _results(executor, job, tasks, ahead):
             bar.update(note["source_rows"])
             yield note
 
@@ -172,7 +186,7 @@ def _dask(address: str) -> Iterator[Executor]:
         yield client.get_executor(pure=False)
 
 
-def _results(executor: Executor, job: Job, tasks: Sequence[tuple[Unit, int]]) -> Iterator[Note]:
+def _results(executor: Executor, job: Job, tasks: Sequence[tuple[Unit, int]], ahead: int) -> Iterator[Note]:
     """What workers write of the tasks."""
     try:
         packed = dill.dumps(job)
@@ -182,7 +196,7 @@ def _results(executor: Executor, job: Job, tasks: Sequence[tuple[Unit, int]]) ->
     try:
         while True:
             with _without_interrupts():  # workers that an executor starts now inherit this: the driver decides
-                for unit, first in islice(left, IN_FLIGHT - len(waiting)):
+                for unit, first in islice(left, ahead - len(waiting)):
                     waiting.add(executor.submit(_write, packed, unit, first))
             if not waiting:
                 return

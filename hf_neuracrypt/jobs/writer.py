@@ -191,9 +191,10 @@ def rejected_so_far(job: Job) -> list[dict]:
     return [entry for note in notes for entry in note["rejected"]]
 
 
-def check_rejected(job: Job, rejected: Sequence[dict], rows: int) -> None:
-    """Raises DatasetError if these are too many of so many rows."""
-    if len(rejected) > job.max_bad_fraction * rows:
+def check_rejected(job: Job, rejected: Sequence[dict], rows: int | None = None) -> None:
+    """Raises DatasetError if these are too many of the job's rows; how many a stream has is known at its end."""
+    rows = job.rows if rows is None else rows
+    if rows is not None and len(rejected) > job.max_bad_fraction * rows:
         last = rejected[-1]
         raise DatasetError(
             f"{len(rejected)} of {rows} rows cannot be encrypted, --max-bad-fraction {job.max_bad_fraction} allows "

@@ -9,9 +9,10 @@ Notable decisions
 
 import dataclasses
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import pyarrow.parquet as pq
 from datasets import Dataset, Features
@@ -76,26 +77,34 @@ def push_dataset(
     folder = Path(folder)
     manifest = read_manifest(folder)
     record = Record.from_dict(manifest)
-    if key is not None:
-        record.check_key(key, folder)
     if audit is not None:
         audit.check(record, checksum(manifest))
-    guard = Guard(key, [get_token()], record.config)
-    guard.check_folder(folder, [*manifest["files"], MANIFEST], ignored=[UNFINISHED])
+    if key is not None:
+        record.check_key(key, folder)
+    Guard(key, [get_token()], record.config).check_folder(folder, [*manifest["files"], MANIFEST], ignored=[UNFINISHED])
+    with new_revision(repo_id, record, key, public, keep_columns, replace_key) as revision:
+        shards = [name for name in manifest["files"] if name.endswith(".arrow")]
+        for name in tqdm(shards, desc="Publishing", unit=" shards"):
+            revision.upload(folder / name, manifest["files"][name]["sha256"], name.split("/")[0])
+        return revision.commit(manifest, license, audit, "manual" if gated else None, public)
+
+
+@contextmanager
+def new_revision(
+    repo_id: str,
+    record: Record,
+    key: SecretKey | None,
+    public: bool = False,
+    keep_columns: tuple[str, ...] = (),
+    replace_key: bool = False,
+) -> Iterator["Revision"]:
+    """What is going to be committed to a dataset repository; nothing is, if something fails. See `push_dataset`."""
     api = HfApi()
     with hub_errors(repo_id), tempfile.TemporaryDirectory(prefix="neuracrypt-push-") as scratch:
         repo_id = api.create_repo(repo_id, repo_type="dataset", private=not public, exist_ok=True).repo_id
-        repository = api.dataset_info(repo_id)
+        repository, guard = api.dataset_info(repo_id), Guard(key, [get_token()], record.config)
         _check_repository(repository, record, public, replace_key)
-        revision = Revision(api, repository, record, guard, ("image", "label", *keep_columns), Path(scratch))
-        for shard in tqdm(_shards(folder, manifest["files"]), desc="Publishing", unit=" shards"):
-            revision.upload(*shard)
-        url = revision.commit(revision.texts(manifest, license, audit))
-        if gated or (public and repository.private):
-            api.update_repo_settings(
-                repo_id, repo_type="dataset", gated="manual" if gated else None, private=False if public else None
-            )
-    return url
+        yield Revision(api, repository, record, guard, ("image", "label", *keep_columns), Path(scratch))
 
 
 def _check_repository(repository: Repository, record: Record, public: bool, replace_key: bool) -> None:
@@ -115,19 +124,6 @@ def _check_repository(repository: Repository, record: Record, public: bool, repl
         )
 
 
-def _shards(folder: Path, files: Mapping[str, Mapping]) -> list[tuple[Path, str, str, str]]:
-    """Each shard's file, its sha256, its split, and its name on the Hub."""
-    by_split: dict[str, list[str]] = {}
-    for name in files:
-        if name.endswith(".arrow"):
-            by_split.setdefault(name.split("/")[0], []).append(name)
-    return [
-        (folder / name, files[name]["sha256"], split, f"data/{split}-{index:05d}-of-{len(names):05d}.parquet")
-        for split, names in by_split.items()
-        for index, name in enumerate(names)
-    ]
-
-
 def write_parquet(dataset: Dataset, path: Path) -> None:
     """As `Dataset.to_parquet`, whose files the viewer and streams read, but compressed: bytes of ciphertexts have less
     than 7 bits of entropy. Chunks are cut by content, so that the Hub knows again what a later revision keeps."""
@@ -137,6 +133,14 @@ def write_parquet(dataset: Dataset, path: Path) -> None:
     ) as writer:  # fmt: skip
         for start in range(0, len(dataset), WRITER_BATCH_SIZE):
             writer.write_table(dataset.data.table.slice(start, WRITER_BATCH_SIZE))
+
+
+class Uploaded(NamedTuple):
+    """A shard that the Hub has, and that no commit has yet."""
+
+    operation: CommitOperationAdd
+    rows: int
+    sha256: str
 
 
 @dataclasses.dataclass
@@ -157,25 +161,23 @@ class Revision:
     guard: Guard
     columns: tuple[str, ...]
     scratch: Path
-    shards: list[CommitOperationAdd] = dataclasses.field(default_factory=list)
-    files: dict[str, dict] = dataclasses.field(default_factory=dict)
+    shards: dict[tuple[str, str], Uploaded] = dataclasses.field(default_factory=dict)  # by split and name
     splits: dict[str, SplitInfo] = dataclasses.field(default_factory=dict)
     features: Features = dataclasses.field(default_factory=Features)
     download_size: int = 0
 
-    def upload(self, shard: Path, digest: str, split: str, target: str) -> None:
+    def upload(self, shard: Path, digest: str, split: str) -> None:
         """One shard: compare it with the manifest, look at its rows, turn it into Parquet, send it."""
         if sha256(shard) != digest:
             raise DatasetError(f"{shard} does not have its sha256 of the manifest: encrypt again")
-        dataset = Dataset.from_file(str(shard))
-        self.guard.check_shard(dataset, f"{split}/{shard.name}", self.columns, self.record.config)
-        path = self.scratch / Path(target).name
+        dataset, where = Dataset.from_file(str(shard)), f"{split}/{shard.name}"
+        self.guard.check_shard(dataset, where, self.columns, self.record.config)
+        path = self.scratch / f"{split}-{shard.name}.parquet"
         write_parquet(dataset, path)
-        self.guard.check_file(path, target)
-        operation = CommitOperationAdd(target, str(path))
+        self.guard.check_file(path, where)
+        operation = CommitOperationAdd(path.name, str(path))  # its place in the repository follows at the commit
         self.api.preupload_lfs_files(self.repository.id, [operation], repo_type="dataset")
-        self.shards.append(operation)
-        self.files[target] = {"rows": len(dataset), "sha256": sha256(path)}
+        self.shards[split, shard.name] = Uploaded(operation, len(dataset), sha256(path))
         self.features, self.download_size = dataset.features, self.download_size + path.stat().st_size
         counted = self.splits.setdefault(split, SplitInfo(split, num_bytes=0, num_examples=0))
         counted.num_bytes += dataset.data.nbytes
@@ -183,18 +185,32 @@ class Revision:
         if path.stat().st_size > ALWAYS_KEPT_APART:
             path.unlink()
 
-    def texts(self, written: dict, license: str | None, audit: PublishedAudit | None) -> dict[str, str]:
+    def place_shards(self, splits: Iterable[str]) -> dict[str, Uploaded]:
+        """The shards by their names in the repository, in the order of the data, whatever order they came in."""
+        placed = {}
+        for split in splits:
+            names = sorted(name for of, name in self.shards if of == split)
+            for index, name in enumerate(names):
+                target = f"data/{split}-{index:05d}-of-{len(names):05d}.parquet"
+                placed[target] = self.shards[split, name]
+                placed[target].operation.path_in_repo = target
+        return placed
+
+    def texts(
+        self, written: dict, placed: dict[str, Uploaded], license: str | None, audit: PublishedAudit | None
+    ) -> dict[str, str]:
         """README.md and neuracrypt.json, given the manifest of the folder."""
         existing, repo_id = None, self.repository.id
         if any(file.rfilename == "README.md" for file in self.repository.siblings or ()):
             path = self.api.hf_hub_download(repo_id, "README.md", repo_type="dataset", revision=self.repository.sha)
             existing = Path(path).read_text()
+        self.splits = {name: self.splits[name] for name in written["rows"]}
         card = dataset_card(
             self.record, written["rows"], list(self.features), repo_id, self.metadata(), existing, license, audit,
             written.get("views"),
         )  # fmt: skip
         manifest = self.record.to_dict() | {name: written[name] for name in ("rows", "views") if name in written}
-        manifest["files"] = self.files
+        manifest["files"] = {name: {"rows": each.rows, "sha256": each.sha256} for name, each in placed.items()}
         texts = {"README.md": card, MANIFEST: to_text(manifest | {"sha256": checksum(manifest)})}
         for name, text in texts.items():
             self.guard.check_bytes(text.encode(), name)
@@ -222,13 +238,31 @@ class Revision:
         described = {"description": self.record.to_json()} | data["dataset_info"]
         return {"configs": data["configs"], "dataset_info": described}
 
-    def commit(self, texts: dict[str, str]) -> str:
-        """One commit on top of the revision that was looked at: new files, and old shards away. Returns its address."""
+    def commit(
+        self,
+        written: dict,
+        license: str | None = None,
+        audit: PublishedAudit | None = None,
+        gated: Literal["manual"] | None = None,
+        public: bool = False,
+    ) -> str:
+        """One commit on top of the revision that was looked at, given the manifest of the folder: new files, and old
+        shards away. Returns its address."""
+        placed = self.place_shards(written["rows"])
+        texts = self.texts(written, placed, license, audit)
+        url = self._commit([each.operation for each in placed.values()], texts)
+        if gated or (public and self.repository.private):
+            self.api.update_repo_settings(
+                self.repository.id, repo_type="dataset", gated=gated, private=False if public else None
+            )
+        return url
+
+    def _commit(self, shards: list[CommitOperationAdd], texts: dict[str, str]) -> str:
         api, repository = self.api, self.repository
-        names = [file.rfilename for file in repository.siblings or ()]
-        old = [name for name in names if name.startswith("data/") and name not in self.files]
+        names, new = [file.rfilename for file in repository.siblings or ()], {each.path_in_repo for each in shards}
+        old = [name for name in names if name.startswith("data/") and name not in new]
         operations: list[CommitOperationAdd | CommitOperationDelete] = [
-            *self.shards,
+            *shards,
             *(CommitOperationAdd(name, text.encode()) for name, text in texts.items()),
             *(CommitOperationDelete(name) for name in old),
         ]

@@ -1,4 +1,4 @@
-"""Jobs that write into a bucket, read from one, and go on from what is there: an S3 server on loopback, real clients."""
+"""Jobs that write into a bucket, read from one, and go on from what is there: real clients, S3 on loopback."""
 
 import os
 
