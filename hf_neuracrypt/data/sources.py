@@ -9,7 +9,7 @@ import datasets
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
 from hf_neuracrypt.data import folders, tables
-from hf_neuracrypt.data.files import CONVERT, Files, describe, fingerprint, is_packed, name_kinds
+from hf_neuracrypt.data.files import CONVERT, Files, describe, fingerprint, name_kinds
 from hf_neuracrypt.data.manifest import MANIFEST, MAX_MANIFEST_BYTES, parse_manifest, read_manifest
 from hf_neuracrypt.data.record import Record
 from hf_neuracrypt.errors import DatasetError, HubError, NeuraCryptError, first_line
@@ -34,7 +34,7 @@ def is_table(name: str) -> bool:
     path = Path(name)
     if is_saved(path):
         return False
-    return not Files(path).are_images if path.is_dir() else path.is_file() and is_packed(path)
+    return not Files(path).are_images if path.is_dir() else path.is_file()
 
 
 def is_saved(path: Path) -> bool:
@@ -144,7 +144,8 @@ def load_source(name: str, streaming: bool = False) -> DatasetDict | IterableDat
             if not json.loads(state.read_bytes())["_data_files"]
         ]
         why = f"its split {empty[0]} is empty: remove it" if empty else first_line(_innermost(error))
-        raise DatasetError(f"cannot load the dataset {name}: {why}") from error
+        way = "; unpack it: a folder of images is read" if "TAR archive" in why else ""
+        raise DatasetError(f"cannot load the dataset {name}: {why}{way}") from error
     if isinstance(loaded, Dataset):
         loaded = DatasetDict({str(loaded.split or "train"): loaded})
     return loaded

@@ -3,6 +3,7 @@
 import io
 import subprocess
 import sys
+import tarfile
 
 import multiprocess
 import numpy as np
@@ -242,6 +243,13 @@ def test_a_file_or_archive_that_is_not_read_says_what_to_do(tmp_path, key_file):
     for name in ("photos.zip", "list.tsv", "scan.xyz"):
         (tmp_path / name).write_bytes(b"PK\3\4")
         assert_one_line_error(encrypt(tmp_path / name, key_file, tmp_path / "out"), name, "unpack", "save")
+
+
+def test_an_archive_of_mixed_images_says_what_to_do(tmp_path, key_file):
+    with tarfile.open(tmp_path / "web.tar", "w") as tar:
+        for name in ("a.png", "a.cls", "b.jpg", "b.cls"):
+            tar.addfile(tarfile.TarInfo(name))
+    assert_one_line_error(encrypt(tmp_path / "web.tar", key_file, tmp_path / "out"), "web.tar", "unpack it")
 
 
 def test_a_relative_path_in_a_table(tmp_path, key_file):
