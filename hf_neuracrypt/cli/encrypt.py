@@ -127,10 +127,10 @@ def encrypt(
     origin = identity(dataset) if streamed else ""
     plan = make_plan(splits, encoder, **columns, origin=origin)
     job = Job(splits, plan, output, shard_size * 1_000_000, max_bad_fraction, views, flip)
-    for line in (f"Found {describe(rows_of(splits), plan)}.", left_out and f"Left out: {left_out}."):
-        note(line) if line else None
-    for line in too_dark(splits, plan):
-        note(f"Note: {line}.")
+    if rank == 0:
+        left = [f"Left out: {left_out}."] if left_out else []
+        for line in (f"Found {describe(rows_of(splits), plan)}.", *left, *too_dark(splits, plan)):
+            note(line)
     if not run(job, num_proc, rank, world_size):
         return note(f"Rank {rank} of {world_size} has done its part; {output} is complete when all have.")
     rows = read_manifest(output)["rows"]

@@ -170,6 +170,8 @@ def _load(path: Path, streaming: bool) -> Dataset | DatasetDict | IterableDatase
         return IterableDatasetDict({split: rows.to_iterable_dataset() for split, rows in loaded.items()})
     if tables.has_card(path):
         return datasets.load_dataset(str(path), streaming=streaming)
+    if files.others and not files.tables:
+        raise DatasetError(f"{path} holds no image that is read, but {name_kinds(files.others)}; {CONVERT}")
     return tables.load_tables(path, tables.split_files(tables.main_tables(files)), streaming)
 
 

@@ -47,8 +47,8 @@ def too_dark(splits: Mapping[str, Dataset | IterableDataset], plan: Plan) -> lis
         brightest = max(map(_brightest, images), default=DARK)
         if brightest < DARK:
             found.append(
-                f"the images of {name} are nearly black: none of {len(images)} looked at is brighter than {brightest} "
-                "of 255. Values of 16 bits are divided by 65,535, whatever they reach: rescale those of 12 bits first"
+                f"Note: the images of {name} are nearly black: none of {len(images)} looked at is over {brightest} "
+                "of 255. Values of 16 bits are divided by 65,535, whatever they reach: rescale those of 12 bits first."
             )
     return found
 

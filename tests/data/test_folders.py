@@ -114,6 +114,12 @@ def test_a_file_that_may_be_an_image_and_is_no_row_stops_the_job(other, tmp_path
         plain_splits(root, max_bad_fraction=0.3)
 
 
+def test_a_folder_of_nothing_that_is_read(tmp_path):
+    root = folder(tmp_path / "photos", {"a/IMG_1.HEIC": OTHERS["a/IMG_1.HEIC"], "b/scan": OTHERS["b/scan.dcm"]})
+    with pytest.raises(DatasetError, match=r"no image that is read, but 1 \.HEIC, 1 \(no ending\) .*magick"):
+        plain_splits(root)
+
+
 def test_what_is_left_out_is_said_and_no_name_is_stored(tmp_path, key_file):
     names = {f"{label}/{n}.png": PNG for label in ("ill", "well") for n in range(3)}
     root = folder(tmp_path / "photos", names | {"ill/jane_roe.heic": OTHERS["a/IMG_1.HEIC"]})
