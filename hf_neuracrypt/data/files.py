@@ -108,7 +108,7 @@ def describe(root: Path, file: PurePath) -> str:
     try:
         stat = os.stat(root / file)
     except OSError:
-        return f"{file} missing"
+        return f"{str(file)!r} missing"
     return f"{str(file)!r} {stat.st_size} {stat.st_mtime_ns}"
 
 
