@@ -38,6 +38,7 @@ from hf_neuracrypt.schemes import SchemeConfig
 # browsers and image editors write.
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
 ENDINGS = {ending for ending, kind in Image.registered_extensions().items() if kind in (*FORMATS, "MPO")}
+OTHER_ENDINGS = {*Image.registered_extensions(), ".svg"} - ENDINGS  # of images that are not read
 MAX_PIXELS = 100_000_000
 _WARNINGS = threading.Lock()  # images are decoded on several threads; warning filters belong to all of them
 ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")

@@ -209,12 +209,14 @@ def _plain(
     dtype, split = array_dtype((split.features or {}).get(column)), split.select_columns([column])
     if split.features is not None and isinstance(split.features[column], Image):
         split = split.cast_column(column, Image(decode=False))
-    entries, images = _entries(split, sorted(numbers)), []
+    entries = _entries(split, sorted(numbers))
+    images: list[np.ndarray] = []
     with tqdm(desc="Reading images", total=len(numbers), unit=" images", leave=False) as bar:
         while batch := [as_array(entry[column], dtype) for entry in itertools.islice(entries, READ_IMAGES)]:
             for image in prepare_all(batch, config):
                 if isinstance(image, ImageError):
-                    raise DatasetError(f"an image of {where}, which was encrypted, cannot be read: {image}")
+                    row = sorted(numbers)[len(images)]
+                    raise DatasetError(f"row {row} of {where}, which was encrypted, cannot be read: {image}")
                 images.append(image)
             bar.update(len(batch))
     if len(images) != len(numbers):

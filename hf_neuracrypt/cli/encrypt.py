@@ -153,10 +153,10 @@ def encrypt(
     streamed = any(isinstance(split, IterableDataset) for split in splits.values())
     origin = identity(dataset) if streamed else ""
     plan = make_plan(splits, encoder, **columns, origin=origin)
-    for line in (f"Found {describe(rows_of(splits), plan)}.", left_out and f"Left out: {left_out}."):
-        note(line) if line else None
-    for line in too_dark(splits, plan):
-        note(f"Note: {line}.")
+    if rank == 0:
+        left = [f"Left out: {left_out}."] if left_out else []
+        for line in (f"Found {describe(rows_of(splits), plan)}.", *left, *too_dark(splits, plan)):
+            note(line)
     with TemporaryDirectory(prefix="neuracrypt-") as passing:
         folder = Path(passing) / "encrypted" if repository else place(output)
         job = Job(splits, plan, folder, shard_size * 1_000_000, max_bad_fraction, views, flip)
@@ -195,13 +195,9 @@ def _report(job: "Job", output: str, like: Path | None, left_out: bool) -> None:
     if like is not None and rows != read_manifest(like)["rows"]:
         raise DatasetError(f"the source has other images now: {rows}, not {read_manifest(like)['rows']} as in {like}")
     if listed.exists():
-        lines, kept = listed.read_text().splitlines(), str(listed).startswith(output.rstrip("/"))
-        note(
-            f"Rows that could not be encrypted and were left out: {len(lines):,}, "
-            + (f"listed in {listed}" if kept else "these:")
-        )
-        for line in () if kept else lines:
-            note(line)
+        lines, stays = listed.read_text().splitlines(), not output.startswith(HUB)
+        where = f"listed in {listed}" if stays else "\n".join(lines)
+        note(f"Rows that could not be encrypted and were left out: {len(lines):,}, {where}")
     if left_out or listed.exists():
         raise typer.Exit(3)
 

@@ -1,8 +1,12 @@
 """From a dataset of plain images to one of ciphertexts, and what is known about both.
 
 sources.py   a dataset by whatever name a user has for it
+files.py     what lies in a folder: images, tables, and what may be an image and is not read
+folders.py   a folder of images -> its splits and classes
+tables.py    a folder of tables or archives -> its splits
 columns.py   which columns hold images and labels, and how labels are stored
 batches.py   many images prepared, and taken the whole way to stored rows
+summary.py   what an owner is told before work
 dataset.py   the `datasets.map` step: `encrypt_dataset`
 view.py      encryption in memory, row by row: `EncryptedView`
 record.py    what is public about an encryption, beside every dataset and model

@@ -102,29 +102,30 @@ def common_columns(
     found: Mapping[str, Features], image: str | None, label: str | None, kept: Sequence[str] = ()
 ) -> Columns:
     """The columns of all splits, by their features. Raises DatasetError where splits differ, or as `find_columns`."""
-    (first_name, first), *others = found.items()
+    first_name, first = next(iter(found.items()))
     columns = find_columns(first, image, label, kept)
-    for name, other in others:
-        if find_columns(other, image, label, kept) != columns:
+    for name, features in found.items():
+        if find_columns(features, image, label, kept) != columns:
             raise DatasetError(
-                f"split {name} has other columns than the first one, {first_name}: {', '.join(other)}; remove or "
+                f"split {name} has other columns than the first one, {first_name}: {', '.join(features)}; remove or "
                 "rename columns, or encrypt that split by itself"
             )
-        if columns.label and other[columns.label] != first[columns.label]:
+        if columns.label and features[columns.label] != first[columns.label]:
             raise DatasetError(
-                f"the labels of split {name} are not those of the first one: {other[columns.label]}; cast the column"
+                f"the labels of split {name} are not those of the first one: {features[columns.label]}; cast the column"
             )
-        for column in columns.kept:
-            if other[column] != first[column]:
+        arrays = array_dtype(features[columns.image]) != array_dtype(first[columns.image])
+        for column in (*([columns.image] if arrays else []), *columns.kept):
+            if features[column] != first[column]:
                 raise DatasetError(
-                    f"column {column!r} is {other[column]} in split {name} and {first[column]} in {first_name}: cast "
-                    "one of them, or do not keep it"
+                    f"column {column!r} is {features[column]} in split {name} and {first[column]} in {first_name}: "
+                    "cast one of them, or leave it out"
                 )
-    if getattr(first[columns.image], "mode", None):
-        raise DatasetError(
-            f"column {columns.image!r} is declared {first[columns.image]}, and how `datasets` converts is not applied "
-            "here: convert the images first, with map, or cast_column to a plain Image()"
-        )
+        if getattr(features[columns.image], "mode", None):
+            raise DatasetError(
+                f"column {columns.image!r} is declared {features[columns.image]}, and how `datasets` converts is not "
+                "applied here: convert the images first, with map, or cast_column to a plain Image()"
+            )
     return columns
 
 

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path, PurePath
 
 from hf_neuracrypt.errors import DatasetError, printable
-from hf_neuracrypt.images import ENDINGS
+from hf_neuracrypt.images import ENDINGS, OTHER_ENDINGS
 
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
@@ -21,8 +21,9 @@ TABLES = {
     ".jsonl": "json",
     ".arrow": "arrow",
     ".tar": "webdataset",
+    ".tgz": "webdataset",
 }
-PACKED = {*TABLES, ".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".lz4", ".7z", ".rar"}
+COMPRESSED = {".gz", ".bz2", ".xz", ".zst", ".lz4"}
 SPLITS = {  # what `datasets` takes for the name of a split
     "train": ("train", "training"),
     "validation": ("validation", "valid", "dev", "val"),
@@ -47,7 +48,7 @@ class Files:
         self.all = sorted(_walk(self.root), key=PurePath.as_posix)
         self.images = [file for file in self.all if file.suffix.lower() in ENDINGS]
         self.metadata = [file for file in self.all if file.name in METADATA]
-        self.tables = [file for file in self.all if is_packed(file)]
+        self.tables = [file for file in self.all if builder_of(file)]
 
     @property
     def are_images(self) -> bool:
@@ -61,30 +62,25 @@ class Files:
         return [file for file in self.all if file not in known and not self._is_text(file)]
 
     def _is_text(self, file: PurePath) -> bool:
-        if file.suffix.lower() == ".svg":
-            return False
-        if file.suffix.lower() in OFFICE:
+        place = self.root / file
+        if file.suffix.lower() in OFFICE or (place.exists() and not place.is_file()):  # a pipe would be waited for
             return True
+        if file.suffix.lower() in OTHER_ENDINGS:
+            return False
         try:
-            with open(self.root / file, "rb") as content:
+            with open(place, "rb") as content:
                 start = content.read(1024)
         except OSError:
             return False
         return start.startswith((b"\xff\xfe", b"\xfe\xff")) or not any(byte in CONTROLS for byte in start)
 
 
-def is_packed(file: PurePath) -> bool:
-    """Whether a file is a table or an archive; `metadata.csv` and the like lie beside images and hold none."""
-    return bool(PACKED.intersection(_endings(file))) and file.name not in (*METADATA, *ABOUT)
-
-
 def builder_of(file: PurePath) -> str | None:
-    """What reads a table, by the name that `datasets` has for it."""
-    return next((TABLES[ending] for ending in _endings(file) if ending in TABLES), None)
-
-
-def _endings(file: PurePath) -> list[str]:
-    return [ending.lower() for ending in file.suffixes]
+    """What reads a table or an archive, compressed or not, by the name that `datasets` has for it."""
+    endings = [ending.lower() for ending in file.suffixes]
+    if endings and endings[-1] in COMPRESSED:
+        endings.pop()
+    return TABLES.get(endings[-1]) if endings and file.name not in (*METADATA, *ABOUT) else None
 
 
 def _walk(root: Path) -> Iterable[PurePath]:
@@ -112,7 +108,7 @@ def describe(root: Path, file: PurePath) -> str:
     try:
         stat = os.stat(root / file)
     except OSError:
-        return f"{file} missing"
+        return f"{str(file)!r} missing"
     return f"{str(file)!r} {stat.st_size} {stat.st_mtime_ns}"
 
 

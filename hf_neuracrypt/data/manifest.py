@@ -4,7 +4,7 @@ FOLDER/neuracrypt.json          manifest: record, rows and sha256 of every file,
 FOLDER/dataset_dict.json        the splits; written just before, so an unfinished folder does not load
 FOLDER/train/data-00000.arrow   a shard: written once, then fsync, then rename
 FOLDER/train/dataset_info.json, state.json
-FOLDER/rejected.jsonl           with `--on-error skip`: the rows left out, and why
+FOLDER/rejected.jsonl           with `--max-bad-fraction`: the rows left out, and why
 FOLDER/.unfinished/             while a job runs: what it is, notes on finished shards, locks, scratch
 """
 

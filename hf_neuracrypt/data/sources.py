@@ -9,7 +9,7 @@ import datasets
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
 from hf_neuracrypt.data import folders, tables
-from hf_neuracrypt.data.files import CONVERT, Files, describe, fingerprint, is_packed, name_kinds
+from hf_neuracrypt.data.files import CONVERT, Files, describe, fingerprint, name_kinds
 from hf_neuracrypt.data.manifest import MANIFEST, MAX_MANIFEST_BYTES, parse_manifest, read_manifest
 from hf_neuracrypt.data.places import HUB, is_address, place, reachable
 from hf_neuracrypt.data.record import Record
@@ -37,7 +37,7 @@ def is_table(name: str) -> bool:
         return False
     if is_address(name):
         return True
-    return not Files(path).are_images if path.is_dir() else path.is_file() and is_packed(path)
+    return not Files(path).are_images if path.is_dir() else path.is_file()
 
 
 def is_saved(path: Path) -> bool:
@@ -113,10 +113,10 @@ def plain_splits(
 def _left_out(files: Files, splits: Mapping[str, Dataset | IterableDataset], max_bad_fraction: float) -> str:
     if files.are_images:
         rows = {split: each for split, each in splits.items() if isinstance(each, Dataset)}
-        unused, count = folders.left_out(files, rows or folders.load_images(files)), len(files.images)
+        unused, read = folders.left_out(files, rows or folders.load_images(files)), files.images
     else:
-        unused, count = tables.unread(files), len(tables.main_tables(files))
-    total = count + len({*unused} - {*files.images} if files.are_images else unused)
+        unused, read = tables.unread(files), tables.main_tables(files)
+    total = len({*unused, *read})
     counted = f"{len(unused):,} of {total:,} files of {files.root} are no rows: {name_kinds(unused)}"
     if len(unused) > max_bad_fraction * total:
         raise DatasetError(f"{counted}; {CONVERT}; move away what is no image, or allow a --max-bad-fraction")
@@ -147,13 +147,10 @@ def load_source(name: str, streaming: bool = False) -> DatasetDict | IterableDat
         reason = explain(error, name) or (offline(name) if not path.exists() and may_be_repository(name) else None)
         if reason is not None:
             raise HubError(reason) from error
-        empty = [
-            state.parent.name
-            for state in path.glob("*/state.json")
-            if not json.loads(state.read_bytes())["_data_files"]
-        ]
-        why = f"its split {empty[0]} is empty: remove it" if empty else first_line(_innermost(error))
-        raise DatasetError(f"cannot load the dataset {name}: {why}") from error
+        empty = _empty_split(path)
+        why = first_line(_innermost(error)) if empty is None else f"its split {empty} is empty: remove it"
+        way = "; unpack it: a folder of images is read" if "TAR archive" in why else ""
+        raise DatasetError(f"cannot load the dataset {name}: {why}{way}") from error
     if isinstance(loaded, Dataset):
         loaded = DatasetDict({str(loaded.split or "train"): loaded})
     return loaded
@@ -184,7 +181,20 @@ def _load(path: Path, streaming: bool) -> Dataset | DatasetDict | IterableDatase
         return IterableDatasetDict({split: rows.to_iterable_dataset() for split, rows in loaded.items()})
     if tables.has_card(path):
         return datasets.load_dataset(str(path), streaming=streaming)
+    if files.others and not files.tables:
+        raise DatasetError(f"{path} holds no image that is read, but {name_kinds(files.others)}; {CONVERT}")
     return tables.load_tables(path, tables.split_files(tables.main_tables(files)), streaming)
+
+
+def _empty_split(path: Path) -> str | None:
+    """The split of a saved dataset that has no rows, which `load_from_disk` fails at."""
+    for state in path.glob("*/state.json"):
+        try:
+            if json.loads(state.read_bytes())["_data_files"] == []:
+                return state.parent.name
+        except (OSError, ValueError, LookupError, TypeError):  # damaged: not what is looked for here
+            continue
+    return None
 
 
 def _innermost(error: BaseException) -> BaseException:

@@ -6,7 +6,7 @@ import numpy as np
 from datasets import Dataset, IterableDataset
 
 from hf_neuracrypt.data.dataset import Plan
-from hf_neuracrypt.errors import ImageError
+from hf_neuracrypt.errors import ImageError, printable
 from hf_neuracrypt.images import as_array, open_image, to_rgb
 
 
@@ -21,10 +21,12 @@ def rows_of(splits: Mapping[str, Dataset | IterableDataset]) -> dict[str, int | 
 
 def describe(rows: Mapping[str, int | None], plan: Plan) -> str:
     """Splits and labels in one line: "train 4,708 images, test 624 images; 2 classes: normal, pneumonia"."""
-    counted = ", ".join(
-        f"{name} {'a stream of' if count is None else f'{count:,}'} images" for name, count in rows.items()
-    )
-    return f"{counted}; {_labels(plan)}"
+    counted = (f"{name} {_images(count)}" for name, count in rows.items())
+    return f"{', '.join(counted)}; {_labels(plan)}"
+
+
+def _images(count: int | None) -> str:
+    return "a stream of images" if count is None else f"{count:,} image{'' if count == 1 else 's'}"
 
 
 def _labels(plan: Plan) -> str:
@@ -33,7 +35,7 @@ def _labels(plan: Plan) -> str:
     names = plan.labels.names
     if names is None:
         return "labels are whole numbers"
-    shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+    shown = ", ".join(printable(name[:40]) for name in names[:5]) + (", …" if len(names) > 5 else "")
     return f"{len(names):,} {'class' if len(names) == 1 else 'classes'}: {shown}"
 
 
@@ -45,8 +47,8 @@ def too_dark(splits: Mapping[str, Dataset | IterableDataset], plan: Plan) -> lis
         brightest = max(map(_brightest, images), default=DARK)
         if brightest < DARK:
             found.append(
-                f"the images of {name} are nearly black: none of {len(images)} looked at is brighter than {brightest} "
-                "of 255. Values of 16 bits are divided by 65,535, whatever they reach: rescale those of 12 bits first"
+                f"Note: the images of {name} are nearly black: none of {len(images)} looked at is over {brightest} "
+                "of 255. Values of 16 bits are divided by 65,535, whatever they reach: rescale those of 12 bits first."
             )
     return found
 

@@ -24,10 +24,12 @@ def load_tables(
     first = next((file for files in splits.values() for file in files), None)
     builder = first and builder_of(first)
     if first is None or builder is None:
-        what = "no image and no table" if first is None else f"a file of type {first.suffix or '(none)'}"
+        what = f"{root} holds no image and no table"
+        if first is not None:
+            what = f"{root / first} is a file of type {first.suffix or '(none)'}"
         raise DatasetError(
-            f"{root if first is None else root / first} is or holds {what}; known are folders of images, and "
-            f"{', '.join(TABLES)}: unpack other archives, save other tables as one of these"
+            f"{what}; read are folders of images, and {', '.join(TABLES)}: unpack other archives, save other tables as "
+            "one of these"
         )
     found = {split: [glob.escape(str(root.absolute() / file)) for file in files] for split, files in splits.items()}
     return datasets.load_dataset(builder, data_files=found, streaming=streaming)

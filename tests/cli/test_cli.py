@@ -194,7 +194,7 @@ def test_bad_input_to_encrypt(plain_folder, key_file, tmp_path):
         (encrypt(plain_folder, key_file, plain_folder), "is or holds the source"),
         (encrypt(plain_folder, key_file, plain_folder / "inside"), "inside the source"),
         (encrypt(plain_folder, key_file, tmp_path), "is or holds the source"),
-        (encrypt(tmp_path / "thesis", key_file, tmp_path / "new"), "none of the columns image"),
+        (encrypt(tmp_path / "thesis", key_file, tmp_path / "new"), "holds no image and no table"),
         (encrypt(tmp_path / "thesis" / "thesis.txt", key_file, tmp_path / "new"), "file of type .txt"),
         (encrypt(tmp_path / "missing", key_file, tmp_path / "new"), "there is no folder or file"),
         (encrypt("missing/", key_file, tmp_path / "new"), "there is no folder or file missing/"),

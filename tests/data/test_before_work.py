@@ -3,6 +3,7 @@
 import io
 import subprocess
 import sys
+import tarfile
 
 import multiprocess
 import numpy as np
@@ -139,6 +140,15 @@ def test_arrays_have_the_range_of_their_dtype(feature, brightest, small_encoder)
     assert np.array_equal(EncryptedView(plain, small_encoder)[0]["image"], expected(grey, small_encoder)[0])
 
 
+def test_splits_of_arrays_of_two_dtypes(small_encoder):
+    both = {
+        name: Dataset.from_dict({"image": [np.ones((8, 8))]}, features=Features({"image": Array2D((8, 8), dtype)}))
+        for name, dtype in (("train", "uint16"), ("test", "uint8"))
+    }
+    with pytest.raises(DatasetError, match=r"'image' is .*uint8.* in split test and .*uint16.* in train: cast"):
+        make_plan(both, small_encoder)
+
+
 @pytest.mark.parametrize("dtype", ["uint32", "int16", "float32"])
 def test_arrays_whose_dtype_says_no_range_are_refused(dtype, small_encoder):
     plain = Dataset.from_dict({"image": [np.ones((8, 8))]}, features=Features({"image": Array2D((8, 8), dtype)}))
@@ -229,7 +239,7 @@ def test_a_note_on_images_that_use_little_of_16_bits(small_encoder, key_file, tm
     for kind in (lambda split: split, stream_of):
         chosen = {name: kind(split) for name, split in splits.items()}
         (note,) = too_dark(chosen, make_plan(chosen, small_encoder))
-        assert "images of train are nearly black: none of 3 looked at is brighter than 16 of 255" in note
+        assert "images of train are nearly black: none of 3 looked at is over 16 of 255" in note
     DatasetDict(splits).save_to_disk(str(tmp_path / "plain"))
     made = encrypt(tmp_path / "plain", key_file, tmp_path / "out")
     assert made.returncode == 0 and made.stderr.count("nearly black") == 1
@@ -242,6 +252,13 @@ def test_a_file_or_archive_that_is_not_read_says_what_to_do(tmp_path, key_file):
     for name in ("photos.zip", "list.tsv", "scan.xyz"):
         (tmp_path / name).write_bytes(b"PK\3\4")
         assert_one_line_error(encrypt(tmp_path / name, key_file, tmp_path / "out"), name, "unpack", "save")
+
+
+def test_an_archive_of_mixed_images_says_what_to_do(tmp_path, key_file):
+    with tarfile.open(tmp_path / "web.tar", "w") as tar:
+        for name in ("a.png", "a.txt", "b.jpg", "b.txt"):
+            tar.addfile(tarfile.TarInfo(name))
+    assert_one_line_error(encrypt(tmp_path / "web.tar", key_file, tmp_path / "out"), "web.tar", "unpack it")
 
 
 def test_a_relative_path_in_a_table(tmp_path, key_file):

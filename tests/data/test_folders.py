@@ -51,6 +51,7 @@ def found(name: str) -> dict:
         (["train/h1/a/1.png", "train/h2/b/2.png", "test/h1/a/3.png"], {"train": ["a", "b"], "test": ["a"]}),
         (["train/a/1.png", "train/b/2.png", "val/b/3.png"], {"train": ["a", "b"], "validation": ["b"]}),
         (["photos/1.png", "photos/2.JPG", "photos/3.Tif"], {"train": 3}),
+        (["a/1.csv.png", "a/2.zip.jpg", "b/tar.tar.png"], {"train": ["a", "a", "b"]}),
         (["train/images/1.png", "test/images/2.png"], {"train": 1, "test": 1}),
         (["a[1]/x.png", "b*?/y.png", "größe 🙂/z.png"], {"train": ["a[1]", "b*?", "größe 🙂"]}),
         (["a/1.png", "b/2.png", "._1.png", "__MACOSX/a/3.png", ".git/4.png", "Thumbs.db"], {"train": ["a", "b"]}),
@@ -92,6 +93,8 @@ OTHERS = {
     "b/IM0001": PNG,
     "b/more.zip": b"PK\x03\x04" + bytes(30),
     "b/drawing.svg": b"<svg/>",
+    "b/drawing.EPS": b"%!PS-Adobe-3.0 EPSF-3.0",
+    "b/scan.nii.gz": b"\x1f\x8b\x08" + bytes(9),
 }
 
 
@@ -109,6 +112,12 @@ def test_a_file_that_may_be_an_image_and_is_no_row_stops_the_job(other, tmp_path
     assert len(splits["train"]) == 2 and left_out.startswith("1 of 3 files")
     with pytest.raises(DatasetError, match="1 of 3 files"):
         plain_splits(root, max_bad_fraction=0.3)
+
+
+def test_a_folder_of_nothing_that_is_read(tmp_path):
+    root = folder(tmp_path / "photos", {"a/IMG_1.HEIC": OTHERS["a/IMG_1.HEIC"], "b/scan": OTHERS["b/scan.dcm"]})
+    with pytest.raises(DatasetError, match=r"no image that is read, but 1 \.HEIC, 1 \(no ending\) .*magick"):
+        plain_splits(root)
 
 
 def test_what_is_left_out_is_said_and_no_name_is_stored(tmp_path, key_file):
@@ -129,7 +138,7 @@ def test_splits_without_labels_say_so(tmp_path, key_file):
     made = encrypt(
         folder(tmp_path / "photos", ["train/1.png", "train/2.png", "test/3.png"]), key_file, tmp_path / "out"
     )
-    assert made.returncode == 0 and "(train 2 images, test 1 images; no labels)" in made.stderr
+    assert made.returncode == 0 and "(train 2 images, test 1 image; no labels)" in made.stderr
     assert {name: len(split) for name, split in load_from_disk(str(tmp_path / "out")).items()} == {
         "train": 2,
         "test": 1,
@@ -149,15 +158,19 @@ def test_linked_folders_and_files_are_followed_once(tmp_path):
     with pytest.raises(DatasetError, match="are the same folder"):
         load_source(root)
     (tmp_path / "photos" / "c").unlink()
+    os.mkfifo(tmp_path / "photos" / "a" / "pipe")
+    assert len(load_source(root)["train"]) == 4
     os.symlink(tmp_path / "photos", tmp_path / "photos" / "a" / "loop")
     with pytest.raises(DatasetError, match="are the same folder"):
         load_source(root)
 
 
-def test_a_link_to_nothing_is_a_row_that_stops(tmp_path, key_file):
+def test_a_link_to_nothing_stops(tmp_path, key_file):
     root = folder(tmp_path / "photos", ["a/1.png", "b/2.png"])
     os.symlink(tmp_path / "gone.png", tmp_path / "photos" / "a" / "3.png")
     assert_one_line_error(encrypt(root, key_file, tmp_path / "out"), "row 1 cannot be encrypted", "No such file")
+    os.rename(tmp_path / "photos" / "a" / "3.png", tmp_path / "photos" / "a" / "3")
+    assert_one_line_error(encrypt(root, key_file, tmp_path / "out"), "1 of 3 files", "a/3")
 
 
 # ------------------------------------------------------------------------------------------------------------ metadata

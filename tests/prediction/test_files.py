@@ -88,3 +88,15 @@ def test_nothing_to_answer_is_an_error(photos, classifier, tmp_path):
         (tmp_path / "b.csv").write_text("precious")
         with pytest.raises(NeuraCryptError, match=fragment):
             check_output(tmp_path / output)
+
+
+def test_what_may_be_an_image_in_a_folder_is_named_too(photos, classifier, capfd):
+    """But not what macOS leaves beside images, nor text."""
+    for name, content in {"IMG.HEIC": b"\0\0\0\x18ftypheic", "scan": bytes(128) + b"DICM", "k\udce9.png": b"x"}.items():
+        (photos / name).write_bytes(content)
+    for name in ("._00.PNG", "list.txt"):
+        (photos / name).write_bytes(b"x")
+    assert answer_files(classifier, find_images([photos]), 5, lambda *_: None) == 5
+    said = capfd.readouterr().err
+    assert "IMG.HEIC cannot be encrypted: it is HEIC" in said and "scan cannot be encrypted: it is DICOM" in said
+    assert "._00" not in said and "list" not in said and "k\N{REPLACEMENT CHARACTER}.png cannot be encrypted" in said
