@@ -2,15 +2,20 @@
 
 import base64
 import copy
+import dataclasses
 import hashlib
 import hmac
+import itertools
 import json
 import os
 import pickle
+import pprint
 import stat
 
+import dill
 import numpy as np
 import pytest
+import torch
 from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 
@@ -88,6 +93,38 @@ def test_integers_are_uniform_and_purposes_unrelated(insecure_key):
     assert abs(np.corrcoef(values, other)[0, 1]) < 0.01
 
 
+def chi_square(counts: np.ndarray) -> float:
+    """For each degree of freedom: 1 is what chance gives; what is uniform stays below 2 at these sizes."""
+    expected = counts.sum() / len(counts)
+    return float(((counts - expected) ** 2 / expected).sum() / (len(counts) - 1))
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_integers_of_any_width_are_uniform(bits, insecure_key):
+    """All values alike, and a value says nothing of the next one."""
+    values = insecure_key.integers("{}", "bias", (200_000,), bits).astype(int) + 2 ** (bits - 1) - 1
+    width = 2**bits - 1
+    assert values.min() == 0 and values.max() == width - 1
+    assert chi_square(np.bincount(values, minlength=width)) < (4 if bits == 2 else 2)
+    assert abs(np.corrcoef(values[:-1], values[1:])[0, 1]) < 0.01
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_permutations_are_uniform(size):
+    keys = [SecretKey(hashlib.sha256(bytes([number >> 8, number & 255])).digest()) for number in range(3_000)]
+    found = [tuple(key.permutation("{}", "bias", size)) for key in keys]
+    orders = list(itertools.permutations(range(size)))
+    assert chi_square(np.array([found.count(order) for order in orders])) < (8 if size == 2 else 3 if size == 3 else 2)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "\x80", "\0", "a\0\x80\0", "\u00e9 \u0301 \U0001f5dd \u202e", "x" * 1023, "x" * 1024, "\n\r\t\x1b[2J"]
+)
+def test_odd_texts_are_sealed_and_come_back(text, insecure_key):
+    """Whatever ends in what is padded with, or is as long as the padding."""
+    assert insecure_key.unseal(insecure_key.seal(text, "label names"), "label names") == text
+
+
 def test_sealed_text_opens_with_the_key_only(insecure_key):
     sealed = insecure_key.seal("melanoma", "label names")
     assert insecure_key.unseal(sealed, "label names") == "melanoma"
@@ -124,6 +161,34 @@ def test_save_never_overwrites(tmp_path):
     with pytest.raises(KeyFileError):
         SecretKey.generate().save(tmp_path / "link.key")
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_new_file_is_private_whatever_the_umask(tmp_path):
+    before = os.umask(0)
+    try:
+        SecretKey.generate().save(tmp_path / "a.key")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a.key").stat().st_mode) == 0o600
+
+
+def test_the_file_that_is_read_is_the_one_that_was_looked_at(tmp_path, monkeypatch):
+    """Somebody changes a link between the look at the mode and the reading: there is no such moment."""
+    link, opened = tmp_path / "link.key", os.open
+    for name, mode in (("private", 0o600), ("open", 0o644)):
+        SecretKey.generate().save(tmp_path / name)
+        (tmp_path / name).chmod(mode)
+
+    def swapped(path, *words, **more):
+        descriptor = opened(path, *words, **more)
+        link.unlink()
+        link.symlink_to(tmp_path / "private")
+        return descriptor
+
+    link.symlink_to(tmp_path / "open")
+    monkeypatch.setattr(os, "open", swapped)
+    with pytest.raises(KeyFileError, match="can be read by others"):
+        SecretKey.load(link)
 
 
 def test_passphrase(tmp_path, monkeypatch):
@@ -198,10 +263,13 @@ SECRET = hashlib.sha256(b"insecure").digest()
 def test_key_is_not_shown():
     key = SecretKey(SECRET)
     assert leaks(SECRET, SECRET) and leaks(SECRET, f"key = {SECRET.hex()}".encode())  # the check itself works
-    for text in (repr(key), str(key), f"{key}", f"{[key]}", repr({"key": key})):
+    for text in (repr(key), str(key), f"{key}", f"{[key]}", repr({"key": key}), pprint.pformat({"key": [key]})):
         assert not leaks(SECRET, text.encode()) and key.id in text
     assert not hasattr(key, "__dict__")
     assert copy.deepcopy(key) is key and copy.copy(key) is key
+    for reveal in (json.dumps, vars, bytes, list, dataclasses.asdict):
+        with pytest.raises(TypeError):
+            reveal(key)
 
 
 def test_pickle_holds_a_reference_to_the_file(tmp_path):
@@ -211,7 +279,10 @@ def test_pickle_holds_a_reference_to_the_file(tmp_path):
     key.save(tmp_path / "a.key")
     loaded = SecretKey.load(tmp_path / "a.key")
     pickled = pickle.dumps(loaded)
-    assert not leaks(SECRET, pickled)
+    torch.save({"key": loaded}, tmp_path / "saved.pt")
+    whole = (pickled, dill.dumps(loaded), dill.dumps(lambda: loaded), dill.dumps(loaded.integers, recurse=True))
+    for held in (*whole, (tmp_path / "saved.pt").read_bytes()):
+        assert not leaks(SECRET, held) and b"a.key" in held
     assert pickle.loads(pickled) == key
     os.remove(tmp_path / "a.key")
     SecretKey.generate().save(tmp_path / "a.key")

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from hf_neuracrypt import load_encoder
+from hf_neuracrypt import SecretKey, load_encoder
+from hf_neuracrypt.data.columns import Labels
+from hf_neuracrypt.data.dataset import keyed_order, keyed_tag
 from hf_neuracrypt.errors import ConfigError
 from hf_neuracrypt.schemes import SCHEMES, EncoderConfig, SchemeConfig, check_floor, make_config
 
@@ -90,6 +92,60 @@ def test_parameters_that_hide_next_to_nothing_are_refused(scheme, options, said)
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_defaults_are_above_the_floors(scheme):
     check_floor(make_config(scheme, {}))
+
+
+def derived_from(key, monkeypatch, action) -> list[bytes]:
+    """The info of every subkey that an action takes from a key."""
+    found, derive = [], SecretKey._derive
+
+    def recorded(self, purpose: bytes, length: int) -> bytes:
+        if self is key:
+            found.append(purpose)
+        return derive(self, purpose, length)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SecretKey, "_derive", recorded)
+        action()
+    return found
+
+
+def test_no_subkey_serves_two_purposes(insecure_key, monkeypatch):
+    """Of all schemes, of configs that differ in one public field each, of labels, of rows, of what is sealed."""
+    rgb = {"background": "#000000"}
+    variants = {
+        "color-neuracrypt": [{"image_size": 32}, {"patch_size": 8}, {"depth": 2}, {"width": 64}],
+        "le": [{"image_size": 64}, {"block_size": 8}],
+        "ele": [{"image_size": 64}, {"block_size": 8}],
+        "etc": [{"image_size": 64}, {"block_size": 8}, {"variant": "madono"}],
+        "pe": [{"image_size": 64}, {"color_shuffle": False}],
+        "vit-blockwise": [{"image_size": 64}, {"patch_size": 8}],
+        "color-neuracrypt-float": [{"image_size": 32}, {"width": 64}, {"batch_norm": "none"}, {"scale": 50}],
+        "neuracrypt": [{"image_size": 64}, {"channels": 3}, {"batch_norm": "none"}, {"shuffle": "off"}],
+    }
+    assert variants.keys() == SCHEMES.keys()
+    users = {}
+    for scheme, options in variants.items():
+        small = {"width": 32, "depth": 1} if "neuracrypt" in scheme else {}
+        small |= {"patch_size": 16} if scheme == "neuracrypt" else {}
+        for option in ({}, rgb, *options):
+            config = make_config(scheme, {"image_size": 48, **small, **option})
+            users[config.to_json()] = derived_from(insecure_key, monkeypatch, lambda: use(config, insecure_key))
+    assert all(users.values()) and len(users) == sum(2 + len(options) for options in variants.values())
+    for purpose, action in {
+        "tags": lambda: keyed_tag(insecure_key, "x", "source"),
+        "order": lambda: keyed_order(insecure_key, "x", 9),
+        "labels": lambda: Labels(["cat", "dog"], True, insecure_key, "x"),
+    }.items():
+        users[purpose] = derived_from(insecure_key, monkeypatch, action)
+    users["id"] = [b"key-id"]
+    for user, purposes in users.items():
+        others = {each for other, found in users.items() if other != user for each in found}
+        assert purposes and not others.intersection(purposes), user
+
+
+def use(config, key) -> None:
+    """Make an encoder and encrypt with it: some subkeys belong to an image."""
+    load_encoder(config, key).encrypt(random_images(config, 1))
 
 
 # ----------------------------------------------------------------------------- what configs say is true of the encoders

@@ -15,7 +15,7 @@ from hf_neuracrypt.cli.common import (
     load_key,
     note,
 )
-from hf_neuracrypt.errors import ConfigError, DatasetError, KeyMismatchError, NeuraCryptError
+from hf_neuracrypt.errors import ConfigError, DatasetError, KeyMismatchError, NeuraCryptError, printable
 from hf_neuracrypt.schemes import SCHEMES
 
 
@@ -262,7 +262,7 @@ def verify(
         for file, problem in manifest.verify(folder):
             if problem:
                 damaged += 1
-                typer.echo(f"{folder.rstrip('/')}/{file} {problem}")
+                typer.echo(printable(f"{folder.rstrip('/')}/{file} {problem}"))
     if damaged:
         raise DatasetError(f"{damaged} file(s) of {folder} are not as they were written: encrypt again")
     note(f"Every file of {folder} is as it was written.")

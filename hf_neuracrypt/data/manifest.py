@@ -77,7 +77,7 @@ def parse_manifest(text: str, where: str) -> dict:
         raise DatasetError(f"{where} contradicts itself: its rows are not {views['count']} for each image")
     for file in files:
         path = PurePosixPath(file)
-        if path.is_absolute() or ".." in path.parts or str(path) != file or "\\" in file:
+        if path.is_absolute() or ".." in path.parts or str(path) != file or "\\" in file or not file.isprintable():
             raise DatasetError(f"{where} names the file {file!r}, which is not inside its folder")
     return manifest
 

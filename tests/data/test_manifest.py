@@ -1,8 +1,11 @@
 """An encrypted dataset on disk: what it holds, and that any change of it is found."""
 
+import functools
 import hashlib
 import json
+import operator
 import os
+import random
 import shutil
 
 import numpy as np
@@ -10,10 +13,10 @@ import pytest
 from datasets import DatasetDict, load_from_disk
 
 from hf_neuracrypt.data.dataset import make_plan
-from hf_neuracrypt.data.manifest import MANIFEST, checksum, parse_manifest, read_manifest, to_text
-from hf_neuracrypt.data.record import records_of
-from hf_neuracrypt.errors import DatasetError
-from tests.helpers import SMALL, SPLITS, digests, leaks, problems
+from hf_neuracrypt.data.manifest import MANIFEST, checksum, parse_manifest, read_manifest, to_text, views_of
+from hf_neuracrypt.data.record import Record, records_of
+from hf_neuracrypt.errors import DatasetError, NeuraCryptError
+from tests.helpers import SMALL, SPLITS, assert_one_line_error, command, digests, leaks, problems
 
 
 def test_layout_and_content(finished, small_encoder):
@@ -79,6 +82,18 @@ def test_verify_finds_changes_that_json_does_not_see(finished, tmp_path):
         problems(folder)
 
 
+def test_names_of_files_do_not_steer_the_terminal(finished, tmp_path):
+    folder = copy_of(finished, tmp_path)
+    (folder / "train" / "\x1b]0;pwned\x07\udcff.png").write_bytes(b"")
+    found = command("verify", folder)
+    assert_one_line_error(found, "1 file(s)")
+    assert found.stdout == f"{folder}/train/\ufffd]0;pwned\ufffd\ufffd.png is not in the manifest\n"
+    manifest = read_manifest(finished)
+    manifest["files"]["\x1b[2J\ud800.arrow"] = {"sha256": "0"}
+    with pytest.raises(DatasetError, match="not inside its folder"):
+        parse_manifest(to_text(manifest | {"sha256": checksum(manifest)}), "it")
+
+
 def test_verify_names_missing_and_foreign_files(finished, tmp_path):
     folder = copy_of(finished, tmp_path)
     os.remove(folder / "test" / "state.json")
@@ -92,6 +107,54 @@ def test_hostile_manifests(content, finished, tmp_path):
     (folder / MANIFEST).write_text(content)
     with pytest.raises(DatasetError, match="damaged"):
         read_manifest(folder)
+
+
+ODD = [
+    None, True, -1, 0, 10**30, 1e308, float("nan"), "", "x" * 99, "../../x", "\ud800\x1b[2J", [], {}, [[]], {"a": [None]}
+]  # fmt: skip
+
+
+def places_in(content, above=()):
+    """Where something stands in nested dicts and lists."""
+    yield above
+    for key in content if isinstance(content, dict) else range(len(content)) if isinstance(content, list) else ():
+        yield from places_in(content[key], (*above, key))
+
+
+def mutated(content, generator: random.Random):
+    """A copy with one to three values taken away, exchanged for odd ones, or under other names."""
+    content = json.loads(json.dumps(content))
+    for _ in range(generator.randint(1, 3)):
+        *above, last = generator.choice([place for place in places_in(content) if place])
+        inside = functools.reduce(operator.getitem, above, content)
+        value, action = generator.choice(ODD), generator.choice(("exchange", "exchange", "remove", "rename", "add"))
+        if action == "exchange":
+            inside[last] = value
+        elif action == "add" and isinstance(inside, dict):
+            inside[f"new{generator.random()}"] = value
+        else:
+            taken = inside.pop(last)
+            if action == "rename" and isinstance(inside, dict):
+                inside[str(value)] = taken
+    return content
+
+
+def test_mutated_manifests_are_an_error_or_a_manifest(finished):
+    """A stranger's, whose checksum is right: what is not refused can be used."""
+    good, generator, accepted = read_manifest(finished), random.Random(0), 0
+    for _ in range(3_000):
+        content = mutated(good, generator)
+        try:
+            manifest = parse_manifest(to_text(content | {"sha256": checksum(content)}), "it")
+        except NeuraCryptError as error:
+            assert "\n" not in str(error)
+            continue
+        accepted += 1
+        record = Record.from_dict(manifest)
+        assert record == Record.from_dict(record.to_dict()) and views_of(manifest, "train") >= 1
+        assert all((finished / file).resolve().is_relative_to(finished.resolve()) for file in manifest["files"])
+        assert all(count >= 0 for count in manifest["rows"].values())
+    assert 100 < accepted < 2_900
 
 
 @pytest.mark.parametrize(("count", "flip"), [(0, False), (True, False), ("2", False), (3, 1), (7, True)])
