@@ -20,7 +20,7 @@ from transformers.utils import logging
 
 from hf_neuracrypt.errors import DatasetError, KeyMismatchError
 from hf_neuracrypt.models.load import load_classifier, load_model_config, model_records, one_line
-from hf_neuracrypt.training.data import Splits, load_splits, reader, undecoded
+from hf_neuracrypt.training.data import Splits, load_splits, reader, sample, undecoded
 
 
 def _evaluate() -> Any:
@@ -64,7 +64,7 @@ def evaluate_model(
         dataset: encrypted: folder or Hub id.
         split: default: test, else validation.
         batch_size: images at a time.
-        max_samples: only the first images.
+        max_samples: only so many images, always the same ones, of the whole split.
         any_key: do not refuse images of a key or config that the model was not trained under.
         plain: model and dataset are plain.
 
@@ -82,8 +82,7 @@ def evaluate_model(
     split = split or next((name for name in ("test", "validation", "val") if name in splits.data), None)
     if split not in splits.data:
         raise DatasetError(f"there is no split {split!r}: choose --split from {', '.join(splits.data)}")
-    data = splits.data[split]
-    data = data.select(range(min(max_samples or len(data), len(data))))
+    data = sample(splits.data[split], max_samples, seed=0)
     names, metric, config = splits.label_names, Accuracy(), load_model_config(model)
     classifier, read = load_classifier(model), reader(splits.records, config.image_size)
     start = time.perf_counter()

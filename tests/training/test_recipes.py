@@ -65,6 +65,8 @@ def flags_of(folder, output: str, *more: object) -> list:
         (["--recipe", "paper"], {"optim": "sgd", "learning_rate": 0.03, "warmup_steps": 500, "weight_decay": 5e-4}),
         (["--recipe", "paper", "--learning_rate", "0.1"], {"learning_rate": 0.1, "warmup_steps": 500}),
         (["--num_train_epochs", "3"], {"num_train_epochs": 3, "learning_rate": 1e-4}),
+        ([], {"logging_strategy": "epoch", "eval_strategy": "epoch", "save_strategy": "epoch", "save_total_limit": 1}),
+        (["--save_steps", "500"], {"save_strategy": "steps", "eval_strategy": "epoch", "save_total_limit": None}),
         (["--early_stopping", "2"], {"load_best_model_at_end": True, "metric_for_best_model": "accuracy"}),
     ],
 )
@@ -101,7 +103,7 @@ def test_the_optimiser_of_each_recipe(tmp_path):
 
 def test_rare_classes_count_as_much_as_frequent_ones():
     labels = torch.tensor([0, 0, 0, 1])
-    loss = recipes.balanced_loss(labels.tolist(), 3)
+    loss = recipes.loss_of(recipes.balanced(labels.tolist(), 3))
     logits = torch.tensor([[2.0, 0, 0]] * 4)
     each = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
     expected = (each[0] + each[3]) / 2  # the mean of the classes' means
