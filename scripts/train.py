@@ -8,6 +8,7 @@ argument ending in .json or .yaml is read as a file of flags. `--plain` trains t
 same code. The same command again continues an interrupted run from its last checkpoint.
 """
 
+import logging
 import os
 import sys
 from argparse import ArgumentDefaultsHelpFormatter, Namespace, RawDescriptionHelpFormatter
@@ -20,11 +21,13 @@ import torch
 import yaml
 from accelerate.state import PartialState
 from accelerate.utils import broadcast_object_list
-from transformers import EarlyStoppingCallback, HfArgumentParser, TrainingArguments, set_seed
+from transformers import EarlyStoppingCallback, HfArgumentParser, ProgressCallback, TrainingArguments, set_seed
+from transformers.utils import logging as transformers_logging
 
 from hf_neuracrypt.errors import DatasetError, NeuraCryptError, fail, one_line_errors
 from hf_neuracrypt.models.load import load_model, stock_processor
 from hf_neuracrypt.training.data import Collator, checked_records, choose_splits, compute_accuracy, load_splits, reader
+from hf_neuracrypt.training.progress import Table, ahead
 from hf_neuracrypt.training.recipes import RECIPES, aligned_start, balanced, loss_of, optimizer_of
 from hf_neuracrypt.training.trainer import PublishingTrainer, check_output, find_checkpoint, steps_of
 
@@ -84,11 +87,14 @@ def main(model_args: ModelArguments, data_args: DataArguments, training_args: Tr
     train_split, eval_split = choose_splits(
         splits, data_args.train_val_split, training_args.seed, data_args.max_train_samples, data_args.max_eval_samples
     )
-    steps_of(training_args, len(train_split))
+    steps = steps_of(training_args, len(train_split))
 
     # Load the model, perhaps with an aligned start
     image_size = records[0].config.image_size if records else data_args.image_size
     model = load_model(pretrained, model_args.config_name, splits.label_names, image_size, records)
+    collator = Collator(splits.columns, reader(records, model.config.image_size))
+    if training_args.process_index == 0:
+        print(ahead(model, train_split, collator, steps, training_args), flush=True)
     if public_images and checkpoint is None:
         if training_args.process_index == 0:
             aligned_start(model, train_split, splits.columns, records, public_images, training_args.seed)
@@ -104,7 +110,7 @@ def main(model_args: ModelArguments, data_args: DataArguments, training_args: Tr
         args=training_args,
         train_dataset=train_split,
         eval_dataset=eval_split,
-        data_collator=Collator(splits.columns, reader(records, model.config.image_size)),
+        data_collator=collator,
         processing_class=stock_processor(model.config.image_size, data_args.plain),
         compute_metrics=compute_accuracy,
         compute_loss_func=loss_of(weight, training_args.label_smoothing_factor),
@@ -114,19 +120,22 @@ def main(model_args: ModelArguments, data_args: DataArguments, training_args: Tr
         dataset_ids=[name for name in data_args.dataset_name if not Path(name).exists()],
         base_model=pretrained if pretrained and not Path(pretrained).exists() else None,  # a path tells no reader
     )
+    if trainer.pop_callback(ProgressCallback):
+        trainer.add_callback(Table)
     result = trainer.train(checkpoint)
 
     # Save, evaluate, publish
     trainer.save_model()
     trainer.save_state()
-    if result.metrics:  # else there was nothing left to train
-        report(trainer, "train", result.metrics)
+    trainer.save_metrics("train", result.metrics)
     metrics = trainer.evaluate()
-    report(trainer, "eval", metrics)
+    trainer.save_metrics("eval", metrics)
     if training_args.push_to_hub:
         trainer.push_to_hub()
     else:
         trainer.create_model_card()
+    if training_args.process_index == 0:
+        print(farewell(data_args, str(training_args.output_dir), len(eval_split), metrics))
     return metrics
 
 
@@ -146,9 +155,16 @@ def check(model_args: ModelArguments, data_args: DataArguments, training_args: T
     check_output(str(training_args.output_dir), training_args.hub_token)
 
 
-def report(trainer: PublishingTrainer, split: str, metrics: dict[str, float]) -> None:
-    trainer.log_metrics(split, metrics)
-    trainer.save_metrics(split, metrics)
+def farewell(data_args: DataArguments, output: str, images: int, metrics: dict[str, float]) -> str:
+    """What came out, where it lies, and what to run next."""
+    dataset, plain = data_args.dataset_name[0], " --plain" if data_args.plain else ""
+    text = f"Accuracy {metrics['eval_accuracy']:.3f}, loss {metrics['eval_loss']:.3f} on {images:,} images.\n"
+    text += f"Wrote {output}: the model, and its card README.md. Next:\n"
+    text += f"  python scripts/evaluate.py --model {output} --dataset {dataset}{plain}"
+    if not plain:
+        text += "\nand where the key is:\n"
+        text += f"  hf-neuracrypt predict --model {output} --encrypted {dataset} --key-file … photo.jpg"
+    return text
 
 
 def defaults(flags: Mapping[str, Any]) -> dict[str, Any]:
@@ -208,6 +224,9 @@ def parse(arguments: list[str]) -> tuple[ModelArguments, DataArguments, Training
 
 
 if __name__ == "__main__":
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("hf_neuracrypt").setLevel(logging.INFO)
+    transformers_logging.disable_progress_bar()  # of loading and saving weights
     with one_line_errors():
         main(*parse(sys.argv[1:]))
         PartialState().destroy_process_group()  # otherwise ranks may abort when they end

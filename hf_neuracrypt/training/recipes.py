@@ -113,11 +113,15 @@ def aligned_start(
     embeddings, probed = body.embeddings, (cipher[:PROBED], labels[:PROBED])
     usual, before = copy.deepcopy(embeddings.state_dict()), probe(model, *probed)
     fold(model, found)
-    after, log = probe(model, *probed), logging.getLogger(__name__)
-    log.info("%d ciphertexts and %d public images: probe %.3f, before %.3f", len(cipher), len(plain), after, before)
+    after, kept = probe(model, *probed), "kept"
     if after < before:
         embeddings.load_state_dict(usual)
-        log.warning("%s do not help: training starts as it would without them", public_images)
+        kept = f"dropped, as {public_images} do not help"
+    logging.getLogger(__name__).info(
+        "Aligned %d ciphertexts with %d public images: the map explains %.2f of the patches; %s: the probe, which is "
+        "what the frozen model tells apart, %s from %.3f to %.3f",
+        len(cipher), len(plain), found.explained, kept, "rose" if after > before else "went", before, after,
+    )  # fmt: skip
     return after >= before
 
 

@@ -1,6 +1,7 @@
 """Recipes: whose word counts, optimiser groups, class weights, and the aligned start inside a real training run."""
 
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -114,6 +115,7 @@ def test_rare_classes_count_as_much_as_frequent_ones():
 
 def test_a_map_that_does_not_help_is_dropped(folder, monkeypatch, caplog):
     """What decides is the labels' word, before and after."""
+    caplog.set_level(logging.INFO)
     splits = load_splits(str(folder / "encrypted"))
     split, public = undecoded(splits.data["train"], splits.columns), str(folder / "public")
     for probed, kept in (([0.5, 0.4], False), ([0.5, 0.6], True)):
@@ -123,7 +125,9 @@ def test_a_map_that_does_not_help_is_dropped(folder, monkeypatch, caplog):
         assert recipes.aligned_start(model, split, splits.columns, splits.records, public, seed=0) is kept
         changed = {name for name, weight in model.state_dict().items() if not torch.equal(weight, before[name])}
         assert bool(changed) is kept and all("embeddings" in name for name in changed)
-        assert ("do not help" in caplog.text) is not kept
+        said = "kept: the probe, which" if kept else "public do not help: the probe"
+        assert "64 ciphertexts with 64 public images: the map explains" in caplog.text and said in caplog.text
+        assert ("rose from 0.500 to 0.600" in caplog.text) is kept
         caplog.clear()
 
 
@@ -138,6 +142,7 @@ def test_the_probe_sees_what_is_there(folder):
 
 def test_one_run_with_everything_switched_on(script, folder, monkeypatch, caplog):
     """Aligned start, bfloat16, SDPA, checkpointing, accumulation, class weights, the best model of all epochs."""
+    caplog.set_level(logging.INFO)
     calls, attention = [], torch.nn.functional.scaled_dot_product_attention
 
     def recorded(query, *args, **options):

@@ -8,7 +8,8 @@ import transformers
 from datasets import DatasetDict
 
 from hf_neuracrypt.errors import NeuraCryptError
-from tests.helpers import TINY_VIT, load_script, make_dataset
+from hf_neuracrypt.training.progress import mistakes
+from tests.helpers import TINY_VIT, command, load_script, make_dataset
 
 
 @pytest.fixture(scope="module")
@@ -111,9 +112,37 @@ def test_a_run_that_early_stopping_ended_is_left_alone(train, tmp_path):
 
 def test_a_sample_of_a_sorted_split_has_all_classes(train, monkeypatch):
     script, seen = load_script("train"), []
-    monkeypatch.setattr(script, "steps_of", lambda _, images: seen.append(images))
+    monkeypatch.setattr(script, "steps_of", lambda _, images: seen.append(images) or 1)
     chosen = []
     whole = script.choose_splits
     monkeypatch.setattr(script, "choose_splits", lambda *words: chosen.append(whole(*words)) or chosen[-1])
     train("--max_train_samples", 15, "--max_eval_samples", 12, "--max_steps", 1)
     assert seen == [15] and [set(split["label"]) for split in chosen[0]] == [{0, 1, 2}] * 2
+
+
+def test_what_a_run_says(folder, tmp_path):
+    """What lies ahead, a row for each evaluation, and what to run next, which is then run."""
+    output = str(tmp_path / "out")
+    words = ("--plain", "--dataset_name", folder / "plain", "--model_name_or_path", folder / "base", "--use_cpu")
+    result = command("scripts/train.py", *words, "--output_dir", output, "--num_train_epochs", 2, "--learning_rate", 0)
+    assert result.returncode == 0, result.stderr
+    said = [line.strip() for line in (result.stdout + result.stderr).replace("\r", "\n").splitlines()]
+    first = next(line for line in said if line)
+    assert first.startswith("48 plain images of 3 classes; a vit of") and "4 steps of 32 images: less than" in first
+    header = said.index("epoch  step  training loss  loss  accuracy")
+    rows = [line.split() for line in said[header:] if len(line.split()) == 5 and "|" not in line]
+    assert [row[:2] for row in rows] == [["1", "2"], ["2", "4"]]
+    assert not any("LOAD REPORT" in line or "Loading weights" in line or "{" in line for line in said)
+    (following,) = [line for line in said if line.startswith("python scripts/evaluate.py")]
+    evaluated = command(*following.split()[1:])
+    worst = json.loads(evaluated.stdout)["worst_classes"]
+    assert worst and all(f" of 8 {row['class']}, else taken for " in evaluated.stderr for row in worst)
+
+
+def test_the_worst_classes_come_first():
+    names, truths = ["cat", "dog", "horse"], [0, 0, 1, 1, 1, 2]
+    assert mistakes(names, truths, ["cat", "cat", "dog", "cat", "dog", "ox"]) == [
+        {"class": "horse", "images": 1, "accuracy": 0.0, "taken_for": {"ox": 1}},
+        {"class": "dog", "images": 3, "accuracy": 0.6667, "taken_for": {"cat": 1}},
+    ]
+    assert mistakes(names, truths, [names[truth] for truth in truths]) == []
