@@ -29,7 +29,7 @@ MODEL = {
 RECIPE = [
     "--num_train_epochs", "40", "--per_device_train_batch_size", "64", "--learning_rate", "1e-3",
     "--warmup_steps", "0.1", "--lr_scheduler_type", "cosine", "--weight_decay", "0.05", "--logging_steps", "100",
-    "--save_strategy", "no", "--report_to", "none",
+    "--save_strategy", "no", "--eval_strategy", "no", "--report_to", "none",
 ]  # fmt: skip
 
 

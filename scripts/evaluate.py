@@ -5,9 +5,10 @@ python scripts/evaluate.py --model model/ --dataset encrypted/ --split test --ou
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
-from hf_neuracrypt.errors import one_line_errors
+from hf_neuracrypt.errors import one_line_errors, printable
 
 
 def main() -> None:
@@ -17,7 +18,7 @@ def main() -> None:
     parser.add_argument("--split", help="default: test, else validation")
     parser.add_argument("--output", type=Path, help="JSON file for the result")
     parser.add_argument("--batch_size", type=int, default=32, help="images at a time; default: 32")
-    parser.add_argument("--max_samples", type=int, help="only the first images")
+    parser.add_argument("--max_samples", type=int, help="only so many images of the split")
     parser.add_argument("--any_key", action="store_true", help="evaluate images of another key; expect chance")
     parser.add_argument("--plain", action="store_true", help="model and dataset are plain: the baseline")
     options = vars(parser.parse_args())
@@ -25,10 +26,15 @@ def main() -> None:
     from hf_neuracrypt.training.metrics import evaluate_model
 
     output = options.pop("output")
-    text = json.dumps(evaluate_model(**options), indent=2)
+    result = evaluate_model(**options)
+    text = json.dumps(result, indent=2)
     if output:
         output.write_text(text + "\n")
-    print(text)
+    print(text, flush=True)
+    for row in result["worst_classes"]:
+        taken = ", ".join(f"{name} ({count})" for name, count in row["taken_for"].items())
+        line = f"{row['accuracy']:.2f} of {row['images']} {row['class']}, else taken for {taken}"
+        print(printable(line), file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,10 @@ argument ending in .json or .yaml is read as a file of flags. `--plain` trains t
 same code. The same command again continues an interrupted run from its last checkpoint.
 """
 
+import logging
 import os
 import sys
-from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
+from argparse import ArgumentDefaultsHelpFormatter, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,13 +21,15 @@ import torch
 import yaml
 from accelerate.state import PartialState
 from accelerate.utils import broadcast_object_list
-from transformers import EarlyStoppingCallback, HfArgumentParser, TrainingArguments, set_seed
+from transformers import EarlyStoppingCallback, HfArgumentParser, ProgressCallback, TrainingArguments, set_seed
+from transformers.utils import logging as transformers_logging
 
-from hf_neuracrypt.errors import NeuraCryptError, fail, one_line_errors
+from hf_neuracrypt.errors import DatasetError, NeuraCryptError, fail, one_line_errors
 from hf_neuracrypt.models.load import load_model, stock_processor
 from hf_neuracrypt.training.data import Collator, checked_records, choose_splits, compute_accuracy, load_splits, reader
-from hf_neuracrypt.training.recipes import RECIPES, aligned_start, balanced_loss, optimizer_of
-from hf_neuracrypt.training.trainer import PublishingTrainer, check_output, find_checkpoint
+from hf_neuracrypt.training.progress import Table, ahead
+from hf_neuracrypt.training.recipes import RECIPES, aligned_start, balanced, loss_of, optimizer_of
+from hf_neuracrypt.training.trainer import PublishingTrainer, check_output, find_checkpoint, steps_of
 
 
 @dataclass
@@ -59,21 +62,16 @@ class DataArguments:
     image_column_name: str | None = field(default=None, metadata={"help": "Default: image, img or pixel_values."})
     label_column_name: str | None = field(default=None, metadata={"help": "Default: label, labels or fine_label."})
     train_val_split: float = field(default=0.15, metadata={"help": "Share held out when there is no other split."})
-    max_train_samples: int | None = field(default=None, metadata={"help": "Use only the first training images."})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Use only the first evaluation images."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Use only so many training images."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on only so many."})
     plain: bool = field(default=False, metadata={"help": "The images are plain: train the baseline."})
     image_size: int | None = field(default=None, metadata={"help": "With --plain: pixels; default: the model's."})
 
 
 def main(model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments) -> dict[str, float]:
     """Train, save, evaluate; returns the last metrics."""
-    # Check what was asked for
+    check(model_args, data_args, training_args)
     pretrained, public_images = model_args.model_name_or_path, model_args.public_images
-    if not (pretrained or model_args.config_name):
-        raise NeuraCryptError("give --model_name_or_path to fine-tune, or --config_name to train from random weights")
-    if public_images and (data_args.plain or not pretrained):
-        raise NeuraCryptError("--public_images align encrypted images with a pre-trained --model_name_or_path")
-    check_output(str(training_args.output_dir), training_args.hub_token)
     set_seed(training_args.seed)
 
     # Load the dataset
@@ -83,22 +81,28 @@ def main(model_args: ModelArguments, data_args: DataArguments, training_args: Tr
     records = checked_records(splits, data_args.allow_mixed_keys)
     if public_images and len(records) > 1:
         raise NeuraCryptError("--public_images align the images of one key: these have several")
+    if len(splits.label_names) < 2:
+        raise DatasetError(f"there is one class alone, {splits.label_names[0]}: nothing tells it from others")
     checkpoint = find_checkpoint(training_args, records)
     train_split, eval_split = choose_splits(
         splits, data_args.train_val_split, training_args.seed, data_args.max_train_samples, data_args.max_eval_samples
     )
+    steps = steps_of(training_args, len(train_split))
 
     # Load the model, perhaps with an aligned start
     image_size = records[0].config.image_size if records else data_args.image_size
     model = load_model(pretrained, model_args.config_name, splits.label_names, image_size, records)
+    collator = Collator(splits.columns, reader(records, model.config.image_size))
+    if training_args.process_index == 0:
+        print(ahead(model, train_split, collator, steps, training_args), flush=True)
     if public_images and checkpoint is None:
         if training_args.process_index == 0:
             aligned_start(model, train_split, splits.columns, records, public_images, training_args.seed)
         model.load_state_dict(broadcast_object_list([model.state_dict()])[0])  # all start where rank 0 does
 
     # Train
-    weighted, patience = model_args.class_weights, model_args.early_stopping
-    labels = list(train_split[splits.columns.label])
+    patience, classes = model_args.early_stopping, len(splits.label_names)
+    weight = balanced(list(train_split[splits.columns.label]), classes) if model_args.class_weights else None
     training_args.remove_unused_columns = False  # the collator picks the columns
     training_args.dataloader_pin_memory = training_args.dataloader_pin_memory and torch.cuda.is_available()
     trainer = PublishingTrainer(
@@ -106,47 +110,78 @@ def main(model_args: ModelArguments, data_args: DataArguments, training_args: Tr
         args=training_args,
         train_dataset=train_split,
         eval_dataset=eval_split,
-        data_collator=Collator(splits.columns, reader(records, model.config.image_size)),
+        data_collator=collator,
         processing_class=stock_processor(model.config.image_size, data_args.plain),
         compute_metrics=compute_accuracy,
-        compute_loss_func=balanced_loss(labels, len(splits.label_names)) if weighted else None,
+        compute_loss_func=loss_of(weight, training_args.label_smoothing_factor),
         callbacks=[EarlyStoppingCallback(patience)] if patience else None,
         optimizer_cls_and_kwargs=optimizer_of(model_args.recipe, training_args, model, pretrained is not None),
         records=records,
         dataset_ids=[name for name in data_args.dataset_name if not Path(name).exists()],
         base_model=pretrained if pretrained and not Path(pretrained).exists() else None,  # a path tells no reader
     )
-    result = trainer.train(resume_from_checkpoint=checkpoint)
+    if trainer.pop_callback(ProgressCallback):
+        trainer.add_callback(Table)
+    result = trainer.train(checkpoint)
 
     # Save, evaluate, publish
     trainer.save_model()
     trainer.save_state()
-    report(trainer, "train", result.metrics)
+    trainer.save_metrics("train", result.metrics)
     metrics = trainer.evaluate()
-    report(trainer, "eval", metrics)
+    trainer.save_metrics("eval", metrics)
     if training_args.push_to_hub:
         trainer.push_to_hub()
     else:
         trainer.create_model_card()
+    if training_args.process_index == 0:
+        print(farewell(data_args, str(training_args.output_dir), len(eval_split), metrics))
     return metrics
 
 
-def report(trainer: PublishingTrainer, split: str, metrics: dict[str, float]) -> None:
-    trainer.log_metrics(split, metrics)
-    trainer.save_metrics(split, metrics)
+def check(model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments) -> None:
+    """Refuse what cannot be meant, before anything is loaded. Raises NeuraCryptError."""
+    pretrained, measure = model_args.model_name_or_path, training_args.metric_for_best_model or "loss"
+    if not (pretrained or model_args.config_name):
+        raise NeuraCryptError("give --model_name_or_path to fine-tune, or --config_name to train from random weights")
+    if model_args.public_images and (data_args.plain or not pretrained):
+        raise NeuraCryptError("--public_images align encrypted images with a pre-trained --model_name_or_path")
+    if not training_args.do_train:
+        raise NeuraCryptError("this script trains: scripts/evaluate.py evaluates a model (leave --do_train False out)")
+    if measure.removeprefix("eval_") not in ("loss", "accuracy"):
+        raise NeuraCryptError(f"there is no --metric_for_best_model {measure}: choose loss or accuracy")
+    if training_args.batch_eval_metrics:
+        raise NeuraCryptError("leave --batch_eval_metrics out: accuracy is of all images at once")
+    check_output(str(training_args.output_dir), training_args.hub_token)
+
+
+def farewell(data_args: DataArguments, output: str, images: int, metrics: dict[str, float]) -> str:
+    """What came out, where it lies, and what to run next."""
+    dataset, plain = data_args.dataset_name[0], " --plain" if data_args.plain else ""
+    text = f"Accuracy {metrics['eval_accuracy']:.3f}, loss {metrics['eval_loss']:.3f} on {images:,} images.\n"
+    text += f"Wrote {output}: the model, and its card README.md. Next:\n"
+    text += f"  python scripts/evaluate.py --model {output} --dataset {dataset}{plain}"
+    if not plain:
+        text += "\nand where the key is:\n"
+        text += f"  hf-neuracrypt predict --model {output} --encrypted {dataset} --key-file … photo.jpg"
+    return text
 
 
 def defaults(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """What flags that are not given are, by the recipe and by what the given ones need."""
+    """What flags that are not given (or None) are, by the recipe and by what the given ones need."""
     recipe = flags.get("recipe") or "neuracrypt"
     if recipe not in RECIPES:
         raise NeuraCryptError(f"there is no recipe {recipe!r}: choose from {', '.join(RECIPES)}")
-    chosen = dict(RECIPES[recipe])
+    chosen = dict(RECIPES[recipe]) | {"do_train": True}
+    if not (flags.get("save_strategy") or flags.get("save_steps")):
+        chosen["save_total_limit"] = 1
+    for kind in ("logging", "eval", "save"):  # a small run, too, has something to show, and to continue from
+        chosen[f"{kind}_strategy"] = "steps" if flags.get(f"{kind}_steps") else "epoch"
     if torch.cuda.is_available():  # a GPU should not wait for PNGs; on a CPU, workers would take its cores
         chosen["dataloader_num_workers"] = min(8, os.cpu_count() or 1)
     if flags.get("early_stopping"):
         chosen |= {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}
-        chosen |= {"metric_for_best_model": "accuracy", "save_total_limit": 1}
+        chosen |= {"metric_for_best_model": "accuracy"}
     return chosen
 
 
@@ -175,7 +210,8 @@ def parse(arguments: list[str]) -> tuple[ModelArguments, DataArguments, Training
                 raise NeuraCryptError(f"{arguments[0]} is not a file of flags")
             model_args, data_args, training_args = parser.parse_dict(defaults(flags) | flags)
         else:
-            parser.set_defaults(**defaults(vars(parser.parse_known_args(arguments)[0])))
+            nothing = Namespace(**dict.fromkeys(vars(parser.parse_known_args([])[0])))
+            parser.set_defaults(**defaults(vars(parser.parse_known_args(arguments, nothing)[0])))
             model_args, data_args, training_args = parser.parse_args_into_dataclasses(arguments)
     except (ValueError, yaml.YAMLError) as error:
         raise NeuraCryptError(f"{error} (see --help)") from None
@@ -188,6 +224,9 @@ def parse(arguments: list[str]) -> tuple[ModelArguments, DataArguments, Training
 
 
 if __name__ == "__main__":
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("hf_neuracrypt").setLevel(logging.INFO)
+    transformers_logging.disable_progress_bar()  # of loading and saving weights
     with one_line_errors():
         main(*parse(sys.argv[1:]))
         PartialState().destroy_process_group()  # otherwise ranks may abort when they end

@@ -41,11 +41,14 @@ class Alignment:
         to_plain: float32 (D, D); a centred ciphertext patch (a row) times it is about the centred plain patch.
         cipher_mean: float32 (N, D), the mean ciphertext patch at each position.
         plain_mean: float32 (N, D), that of the public images.
+        explained: how well one map does: the share of the variance of decrypted patches, as a denoiser corrects them,
+            that it gives. Not how near they are to the pictures, which nobody knows without the key.
     """
 
     to_plain: torch.Tensor
     cipher_mean: torch.Tensor
     plain_mean: torch.Tensor
+    explained: float
 
     def decrypt(self, pixels: torch.Tensor, patch_size: int) -> torch.Tensor:
         """Patches (B, N, D) that approximate the plain ones of ciphertexts (B, 3, S, S)."""
@@ -78,6 +81,6 @@ def align(cipher: torch.Tensor, public: torch.Tensor, patch_size: int, seed: int
     start = torch.zeros(len(hidden.scale), len(plain.scale))
     start[:leading, :leading] = match_moments(hidden.values[..., :leading], plain.values[..., :leading], generator)
     matched = match_windows(hidden, plain, start, generator)
-    found = denoise(hidden, plain, matched[:, :leading], seed)
+    found, explained = denoise(hidden, plain, matched[:, :leading], seed)
     to_plain = hidden.basis / hidden.scale @ found @ (plain.basis * plain.scale)[:, :leading].T
-    return Alignment(to_plain, hidden.mean.flatten(0, 1), plain.mean.flatten(0, 1))
+    return Alignment(to_plain, hidden.mean.flatten(0, 1), plain.mean.flatten(0, 1), explained)

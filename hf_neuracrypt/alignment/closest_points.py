@@ -19,7 +19,7 @@ def match_windows(cipher: Whitened, plain: Whitened, start: torch.Tensor, genera
     found = start
     trust = torch.full((start.shape[1],), 0.05)  # how well each plain component is predicted
     trust[:16] = torch.linspace(1, 0.2, 16)[: len(trust)]
-    for _ in tqdm(range(ROUNDS), desc="matching windows"):
+    for _ in tqdm(range(ROUNDS), desc="Aligning, 1 of 2: matching"):
         ours, theirs = (
             each.values[torch.randperm(len(each.values), generator=generator)[:count]]
             for each, count in zip((cipher, plain), IMAGES)

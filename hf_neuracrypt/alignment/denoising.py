@@ -35,8 +35,9 @@ class Denoiser(torch.nn.Module):
 
 
 @torch.no_grad()
-def denoise(cipher: Whitened, plain: Whitened, start: torch.Tensor, seed: int) -> torch.Tensor:
-    """A better map (K', K) from whitened ciphertext patches to the K leading whitened plain ones than `start` is."""
+def denoise(cipher: Whitened, plain: Whitened, start: torch.Tensor, seed: int) -> tuple[torch.Tensor, float]:
+    """A better map (K', K) from whitened ciphertext patches to the K leading whitened plain ones than `start` is, and
+    which share of the variance of the corrected patches the last map gives."""
     components = start.shape[1]
     trust = torch.linspace(BEST, WORST, components)
     clean = plain.values[..., :components]
@@ -47,14 +48,16 @@ def denoise(cipher: Whitened, plain: Whitened, start: torch.Tensor, seed: int) -
         torch.manual_seed(seed)
         denoiser = Denoiser(components)
         optimizer = torch.optim.AdamW(denoiser.parameters(), weight_decay=0.02)
-        for number in tqdm(range(ROUNDS), desc="denoising"):
+        for number in tqdm(range(ROUNDS), desc="Aligning, 2 of 2: refining"):
             _learn(denoiser, optimizer, inputs, targets, trust, 2 * steps if number == 0 else steps)
             guess = cipher.values @ found
             guess = guess / guess.flatten(0, 2).std(0) * trust.sqrt()
             cleaned = torch.cat([denoiser(part) for part in windows(guess).split(8192)])
-            fitted = inverse @ (ours.T @ (cleaned - cleaned.mean(0)) / len(ours))
+            cleaned -= cleaned.mean(0)
+            fitted = inverse @ (ours.T @ cleaned / len(ours))
             found = _in_order(found + fitted / fitted.norm(dim=0))
-    return found * trust  # uncertain components are shrunk towards the mean
+    explained = 1 - float((cleaned - ours @ fitted).square().sum() / cleaned.square().sum())
+    return found * trust, explained  # uncertain components are shrunk towards the mean
 
 
 @torch.enable_grad()

@@ -1,6 +1,7 @@
 """Loading a stock image classifier: to be trained on ciphertexts, or to be asked. No code of a repository runs."""
 
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from hf_neuracrypt.data.record import Record
-from hf_neuracrypt.errors import ConfigError, HubError, NeuraCryptError, first_line, printable
+from hf_neuracrypt.errors import ConfigError, HubError, NeuraCryptError, first_line
 from hf_neuracrypt.hub import explain, may_be_repository, may_have_files, offline, read_small_file
 from hf_neuracrypt.models.embeddings import at_size
 from hf_neuracrypt.models.neuracrypt_vit import NeuraCryptViTConfig, NeuraCryptViTForImageClassification
@@ -27,6 +28,11 @@ MAX_CONFIG_BYTES = 10_000_000
 WEIGHTS = ["model.safetensors", "model.safetensors.index.json"]
 MAX_LAYERS, MAX_SIZE, MAX_PARAMETERS = 1_000, 1_000_000, 3_000_000_000
 SILENT = logging.CRITICAL + 1
+HEAD = re.compile(r"classifier|\.(pooler|head|fc)\.")  # names of weights that may be new to a task
+OURS: dict[str, Any] = {  # whatever a base model's config says
+    "problem_type": None, "return_dict": True, "output_hidden_states": False, "output_attentions": False,
+    "architectures": [],  # of several classes the first: DeiT's with a teacher cannot be trained
+}  # fmt: skip
 
 
 def load_model_config(model: str) -> PreTrainedConfig:
@@ -79,10 +85,10 @@ def load_classifier(model: str) -> PreTrainedModel:
 def _from_pretrained(
     model_class: Any, name: str, config: PreTrainedConfig, **how: Any
 ) -> tuple[PreTrainedModel, set[str]]:
-    """The model, and which of its weights are in no file, or have another shape there: these are random."""
+    """The model in float32, and which of its weights are in no file, or have another shape there: these are random."""
     _check_parameters(model_class, config)
     safe = {"trust_remote_code": False, "use_safetensors": True, "output_loading_info": True}
-    model, found = model_class.from_pretrained(name, config=config, **safe, **how)
+    model, found = model_class.from_pretrained(name, config=config, dtype=torch.float32, **safe, **how)
     return model, set(found["missing_keys"]) | {entry[0] for entry in found["mismatched_keys"]}
 
 
@@ -119,9 +125,10 @@ def one_line(model: str, verb: str = "load") -> Iterator[None]:
 def load_model(
     name: str | None, config_name: str | None, label_names: list[str], size: int | None, records: Sequence[Record]
 ) -> PreTrainedModel:
-    """A stock image classifier with a head for `label_names`, to be trained on images of `size`.
+    """A stock image classifier with a head for `label_names`, in float32, to be trained on images of `size`.
 
-    Position embeddings are interpolated when `size` is not the one the model was trained at.
+    Position embeddings are interpolated when `size` is not the one the model was trained at. Of its config, what says
+    how another task was trained decides nothing.
 
     Args:
         name: folder or Hub id of pre-trained weights; None to start from `config_name` with random weights.
@@ -131,7 +138,8 @@ def load_model(
         records: written into the model's config; their patch size must be the model's. None: plain images.
 
     Raises:
-        NeuraCryptError: it cannot be loaded, or its patches are not those of the encryption.
+        NeuraCryptError: it cannot be loaded, its files lack weights of more than the head, or its patches are not
+            those of the encryption.
     """
     source = config_name or name
     if source is None:
@@ -140,19 +148,18 @@ def load_model(
     if not hasattr(config, "image_size"):
         raise NeuraCryptError(f"{source} is a {config.model_type}, not a Vision Transformer of patches")
     check_patches(config, records)
-    config.problem_type = None  # another task's, perhaps
+    for field, value in OURS.items():
+        setattr(config, field, value)
     with one_line(source):
         if (records and records[0].config.patch_shape) or isinstance(config, NeuraCryptViTConfig):
             model, absent = _patch_model(name, config, label_names, records)
         else:
             model, absent = _image_model(name, config, label_names, size)
-    if absent:
-        some = f"{', '.join(sorted(absent)[:4])}{', …' if len(absent) > 4 else ''}"
-        logging.getLogger(__name__).warning(
-            printable(f"{name}: {len(absent)} weights are in no file of that shape and start at random: {some}")
+    if body := sorted(weight for weight in absent if not HEAD.search(weight)):
+        raise NeuraCryptError(
+            f"the weights of {name} do not fit the config of {source}: {len(body)} are in no file of that shape, "
+            f"{body[0]} among them; only the head may be new"
         )
-    if len(label_names) > 1:
-        model.config.problem_type = "single_label_classification"  # else the first loss sets it: --torch_compile, twice
     model.config.neuracrypt = [record.to_dict() for record in records] or None
     return model
 
@@ -210,9 +217,11 @@ def _patch_model(
         return _from_pretrained(NeuraCryptViTForImageClassification, name, fitted, ignore_mismatched_sizes=True)
     _check_parameters(NeuraCryptViTForImageClassification, fitted)
     model = NeuraCryptViTForImageClassification(fitted)
-    if name is not None:
-        model.take_layers(_from_pretrained(AutoModelForImageClassification, name, config)[0])
-    return model, set()
+    if name is None:
+        return model, set()
+    stock, absent = _from_pretrained(AutoModelForImageClassification, name, config)
+    model.take_layers(stock)
+    return model, absent
 
 
 def stock_processor(size: int, plain: bool = False) -> ViTImageProcessorPil:

@@ -1,7 +1,8 @@
 """The cloud's side: fine-tuning a stock model on ciphertexts. Nothing here holds a key.
 
-data.py     encrypted datasets as `Trainer` takes them
-recipes.py  defaults of `scripts/train.py` by name; the aligned start
-trainer.py  the `Trainer` that publishes with our card, through the guard
-metrics.py  accuracy without a download
+data.py      encrypted datasets as `Trainer` takes them
+recipes.py   defaults of `scripts/train.py` by name; the aligned start
+trainer.py   the `Trainer` that publishes with our card, through the guard
+metrics.py   accuracy without a download
+progress.py  what a run says of itself
 """

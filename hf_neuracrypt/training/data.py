@@ -111,7 +111,7 @@ def choose_splits(
         splits: from `load_splits`.
         share: of the images that is held out, if there is no other split.
         seed: of that choice.
-        max_train, max_eval: only the first rows.
+        max_train, max_eval: only so many rows, chosen by the seed: a folder of images has them class by class.
 
     Returns:
         Both with their images left as they are stored, for `Collator`.
@@ -120,9 +120,15 @@ def choose_splits(
     name = TRAIN if TRAIN in data else next(iter(data))
     other = next((other for other in ("validation", "val", "test") if other in data and other != name), None)
     train, held_out = (data[name], data[other]) if other else hold_out(splits, share, seed)
-    chosen = ((train, max_train), (held_out, max_eval))
-    train, held_out = (split.select(range(min(limit or len(split), len(split)))) for split, limit in chosen)
+    train, held_out = sample(train, max_train, seed), sample(held_out, max_eval, seed)
     return undecoded(train, splits.columns), undecoded(held_out, splits.columns)
+
+
+def sample(split: Dataset, limit: int | None, seed: int) -> Dataset:
+    """At most `limit` rows, chosen by `seed`, in the order of the split."""
+    if not limit or limit >= len(split):
+        return split
+    return split.select(np.sort(np.random.default_rng(seed).permutation(len(split))[:limit]))
 
 
 def _load_one(name: str) -> tuple[DatasetDict, list[Record], int]:

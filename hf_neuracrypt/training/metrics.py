@@ -20,7 +20,8 @@ from transformers.utils import logging
 
 from hf_neuracrypt.errors import DatasetError, KeyMismatchError
 from hf_neuracrypt.models.load import load_classifier, load_model_config, model_records, one_line
-from hf_neuracrypt.training.data import Splits, load_splits, reader, undecoded
+from hf_neuracrypt.training.data import Splits, load_splits, reader, sample, undecoded
+from hf_neuracrypt.training.progress import mistakes
 
 
 def _evaluate() -> Any:
@@ -64,12 +65,12 @@ def evaluate_model(
         dataset: encrypted: folder or Hub id.
         split: default: test, else validation.
         batch_size: images at a time.
-        max_samples: only the first images.
+        max_samples: only so many images, always the same ones, of the whole split.
         any_key: do not refuse images of a key or config that the model was not trained under.
         plain: model and dataset are plain.
 
     Returns:
-        "accuracy", "samples", "seconds" (without loading), and what was evaluated, by its last name.
+        "accuracy", "samples", "seconds" (without loading), what was evaluated, by its last name, and "worst_classes".
 
     Raises:
         KeyMismatchError: see `any_key`.
@@ -82,14 +83,15 @@ def evaluate_model(
     split = split or next((name for name in ("test", "validation", "val") if name in splits.data), None)
     if split not in splits.data:
         raise DatasetError(f"there is no split {split!r}: choose --split from {', '.join(splits.data)}")
-    data = splits.data[split]
-    data = data.select(range(min(max_samples or len(data), len(data))))
+    data = sample(splits.data[split], max_samples, seed=0)
     names, metric, config = splits.label_names, Accuracy(), load_model_config(model)
+    guesses: list[str] = []
     classifier, read = load_classifier(model), reader(splits.records, config.image_size)
     start = time.perf_counter()
     with tqdm(total=len(data), desc="Evaluating", unit=" images") as bar, one_line(model, "use"):
         for batch in undecoded(data, splits.columns).iter(batch_size):
             answers = _labels(classifier, read(batch[splits.columns.image]))
+            guesses += answers
             # A label the dataset does not know counts as wrong.
             predictions = [names.index(answer) if answer in names else -1 for answer in answers]
             metric.add_batch(references=batch[splits.columns.label], predictions=predictions)
@@ -102,6 +104,7 @@ def evaluate_model(
         "dataset": Path(dataset).name,
         "split": split,
         "key_ids": [record.key_id for record in splits.records],
+        "worst_classes": mistakes(names, data[splits.columns.label], guesses),
     }
 
 

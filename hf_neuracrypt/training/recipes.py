@@ -113,11 +113,15 @@ def aligned_start(
     embeddings, probed = body.embeddings, (cipher[:PROBED], labels[:PROBED])
     usual, before = copy.deepcopy(embeddings.state_dict()), probe(model, *probed)
     fold(model, found)
-    after, log = probe(model, *probed), logging.getLogger(__name__)
-    log.info("%d ciphertexts and %d public images: probe %.3f, before %.3f", len(cipher), len(plain), after, before)
+    after, kept = probe(model, *probed), "kept"
     if after < before:
         embeddings.load_state_dict(usual)
-        log.warning("%s do not help: training starts as it would without them", public_images)
+        kept = f"dropped, as {public_images} do not help"
+    logging.getLogger(__name__).info(
+        "Aligned %d ciphertexts with %d public images: the map explains %.2f of the patches; %s: the probe, which is "
+        "what the frozen model tells apart, %s from %.3f to %.3f",
+        len(cipher), len(plain), found.explained, kept, "rose" if after > before else "went", before, after,
+    )  # fmt: skip
     return after >= before
 
 
@@ -158,20 +162,24 @@ def _images(split: Dataset, collator: Collator, count: int, seed: int) -> tuple[
     return torch.cat([batch["pixel_values"] for batch in batches]), labels
 
 
-def balanced_loss(labels: list[int], classes: int) -> Callable:
-    """For `Trainer(compute_loss_func=…)`: cross-entropy in which every class counts the same, however rare.
+def loss_of(weight: torch.Tensor | None = None, smoothing: float = 0.0) -> Callable:
+    """For `Trainer(compute_loss_func=…)`: cross-entropy, the same for every model, whatever its own loss would be.
 
     Args:
-        labels: of the training split.
-        classes: how many there are; a class without images has no weight.
+        weight: of each class.
+        smoothing: of labels.
     """
-    counts = torch.bincount(torch.tensor(labels), minlength=classes).float()
-    weight = torch.where(counts > 0, len(labels) / (counts.count_nonzero() * counts.clamp(min=1)), 0)
 
     def loss(outputs, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None) -> torch.Tensor:
-        logits = outputs["logits"]
-        each = torch.nn.functional.cross_entropy(logits.float(), labels, weight.to(logits.device), reduction="none")
+        logits, weights = outputs["logits"].float(), None if weight is None else weight.to(labels.device)
+        each = torch.nn.functional.cross_entropy(logits, labels, weights, reduction="none", label_smoothing=smoothing)
         # With gradient accumulation, Trainer says how many images the whole step has.
         return each.mean() if num_items_in_batch is None else each.sum() / num_items_in_batch
 
     return loss
+
+
+def balanced(labels: list[int], classes: int) -> torch.Tensor:
+    """Weights of classes by which each counts the same, however rare; of one without images: 0."""
+    counts = torch.bincount(torch.tensor(labels), minlength=classes).float()
+    return torch.where(counts > 0, len(labels) / (counts.count_nonzero() * counts.clamp(min=1)), 0)

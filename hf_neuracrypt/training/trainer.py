@@ -5,6 +5,7 @@ checkpoint. The upload itself is Trainer's own, so every `--hub_strategy` works 
 checkpoint back whole.
 """
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,14 +14,16 @@ from typing import Any, cast
 import torch
 from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.constants import FSDP_MODEL_NAME
+from datasets import Dataset
 from huggingface_hub import HfApi, get_token
 from torch.distributed.fsdp import StateDictType
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainerState, TrainingArguments
 from transformers.modelcard import extract_hyperparameters_from_trainer
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
 from hf_neuracrypt.data.record import Record
-from hf_neuracrypt.errors import HubError, KeyMismatchError, LeakError, NeuraCryptError
+from hf_neuracrypt.errors import HubError, KeyMismatchError, LeakError, NeuraCryptError, first_line
 from hf_neuracrypt.hub import hub_errors
 from hf_neuracrypt.models.load import load_model_config, model_records
 from hf_neuracrypt.publish.cards import model_card
@@ -39,6 +42,7 @@ class PublishingTrainer(Trainer):
         base_model: the pre-trained model, if it is on the Hub.
 
     Raises:
+        NeuraCryptError: what else Trainer refuses, such as reports to a tracker that is not installed.
         LeakError: a key file lies in the output folder, or an access token would be published.
         HubError: the repository cannot be made, or is public although that was not asked for.
         NeuraCryptError: FSDP of another kind than `scripts/accelerate/fsdp.yaml` says.
@@ -48,7 +52,10 @@ class PublishingTrainer(Trainer):
         self, *args, records: Sequence[Record] = (), dataset_ids: Sequence[str] = (), base_model: str | None, **options
     ):
         self.records, self.dataset_ids, self.base_model = list(records), list(dataset_ids), base_model
-        super().__init__(*args, **options)
+        try:
+            super().__init__(*args, **options)
+        except (ImportError, RuntimeError, ValueError) as error:
+            raise NeuraCryptError(first_line(error)) from None
         if self.is_fsdp_enabled:
             settle_sharding(self.accelerator.state.fsdp_plugin, self._stock_model)
 
@@ -64,6 +71,23 @@ class PublishingTrainer(Trainer):
                     f"the repository {self.hub_model_id} is public: give --hub_private_repo False to publish there, "
                     "or choose another --hub_model_id"
                 )
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **options) -> TrainOutput:
+        """See `Trainer.train`, which would train a finished run a step further: that is loaded as it is."""
+        if isinstance(resume_from_checkpoint, str):
+            state = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / TRAINER_STATE_NAME))
+            if state.global_step >= steps_of(self.args, len(cast(Dataset, self.train_dataset))) or self._gave_up(state):
+                best = state.best_model_checkpoint if self.args.load_best_model_at_end else None
+                self._load_weights(best or resume_from_checkpoint)
+                self.state = state
+                return TrainOutput(state.global_step, 0.0, {})
+        return super().train(resume_from_checkpoint, *args, **options)
+
+    def _gave_up(self, state: TrainerState) -> bool:
+        """Whether early stopping, as it is asked for now, ended the run that `state` is of."""
+        saved = cast(dict, state.stateful_callbacks or {}).get("EarlyStoppingCallback", {}).get("attributes", {})
+        asked = [each for each in self.callback_handler.callbacks if isinstance(each, EarlyStoppingCallback)]
+        return any(saved.get("early_stopping_patience_counter", 0) >= each.early_stopping_patience for each in asked)
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Write our README.md into the output folder; before an upload, look at everything that would go."""
@@ -145,16 +169,30 @@ def check_output(output_dir: str, hub_token: str | None) -> None:
         raise LeakError("--hub_token would be published in training_args.bin: set HF_TOKEN instead")
 
 
+def steps_of(args: TrainingArguments, images: int) -> int:
+    """How many steps a run over so many images makes. Raises NeuraCryptError if it can make none."""
+    batches: float = images / (args.train_batch_size * args.world_size)
+    batches = math.floor(batches) if args.dataloader_drop_last else math.ceil(batches)
+    epoch = math.ceil(batches / args.gradient_accumulation_steps)
+    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * epoch)
+    if not epoch or steps < 1:
+        raise NeuraCryptError(
+            f"there is no step to train: {images} images make {batches} batches of {args.train_batch_size} an epoch, "
+            f"for {args.num_train_epochs:g} epochs"
+        )
+    return steps
+
+
 def find_checkpoint(args: TrainingArguments, records: Sequence[Record]) -> str | None:
-    """Where to continue: the checkpoint asked for, else the newest in the output folder, else none.
+    """Where to continue: the checkpoint asked for, else (or for "True") the newest in the output folder, else none.
 
     Raises:
         KeyMismatchError: it was trained on images of another key or config.
         NeuraCryptError: the output folder holds a model and nothing to continue.
     """
     output, checkpoint = Path(str(args.output_dir)), args.resume_from_checkpoint
-    if checkpoint is None and output.is_dir():
-        checkpoint = get_last_checkpoint(str(output))
+    if str(checkpoint) in ("None", "True", "true"):
+        checkpoint = get_last_checkpoint(str(output)) if output.is_dir() else None
         if checkpoint is None and (output / "model.safetensors").exists():
             raise NeuraCryptError(f"{output} already holds a model: choose another --output_dir")
     if checkpoint is not None and model_records(load_model_config(checkpoint)) != list(records):

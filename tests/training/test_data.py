@@ -18,7 +18,7 @@ from hf_neuracrypt.errors import DatasetError, ImageError, KeyMismatchError, Neu
 from hf_neuracrypt.jobs.job import Job
 from hf_neuracrypt.jobs.run import run
 from hf_neuracrypt.models.load import load_model, stock_processor
-from hf_neuracrypt.training.data import Collator, checked_records, hold_out, load_splits, reader, undecoded
+from hf_neuracrypt.training.data import Collator, checked_records, hold_out, load_splits, reader, sample, undecoded
 from hf_neuracrypt.training.metrics import Accuracy
 from tests.helpers import SMALL, TINY_VIT, make_dataset, save_model
 
@@ -185,15 +185,36 @@ def test_a_hostile_base_model_is_one_line(changes, start, small_encoder, tmp_pat
     assert "\n" not in str(refused.value)
 
 
-def test_what_starts_at_random_is_said(small_encoder, tmp_path, caplog):
-    record = Record(SMALL, small_encoder.key.id)
-    save_model(tmp_path / "base", ["a", "b"], record)
-    weights = load_file(tmp_path / "base" / "model.safetensors")
-    del weights["vit.layernorm.weight"]
-    save_file(weights, tmp_path / "base" / "model.safetensors", {"format": "pt"})
-    load_model(str(tmp_path / "base"), None, ["a", "b", "c"], 32, [record])
-    (said,) = [entry.getMessage() for entry in caplog.records]
-    assert "start at random: classifier.bias, classifier.weight, vit.layernorm.weight" in said
+def test_only_the_head_may_start_at_random(small_encoder, tmp_path):
+    record, base = Record(SMALL, small_encoder.key.id), tmp_path / "base"
+    save_model(base, ["a", "b"], record)
+    weights, config = load_file(base / "model.safetensors"), json.loads((base / "config.json").read_text())
+    assert load_model(str(base), None, ["a", "b", "c"], 32, [record]).classifier.out_features == 3
+    save_file(
+        {name: weight for name, weight in weights.items() if "classifier" not in name}, base / "model.safetensors"
+    )
+    load_model(str(base), None, ["a", "b"], 32, [record])
+    for changes in ({"hidden_size": 64}, {"model_type": "dinov2"}, {"num_hidden_layers": 2}):
+        (base / "config.json").write_text(json.dumps(config | changes))
+        with pytest.raises(NeuraCryptError, match=r"do not fit the config of .* only the head may be new"):
+            load_model(str(base), None, ["a", "b"], 32, [record])
+
+
+@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16])
+def test_weights_are_trained_in_float32_and_the_base_config_decides_nothing(stored, small_encoder, tmp_path):
+    other = {"problem_type": "regression", "output_hidden_states": True, "return_dict": False}
+    ViTForImageClassification(ViTConfig(**TINY_VIT, **other)).to(stored).save_pretrained(tmp_path)
+    model = load_model(str(tmp_path), None, ["a", "b"], 32, [Record(SMALL, small_encoder.key.id)])
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32} and model.config.dtype == torch.float32
+    assert set(model(pixel_values=torch.zeros(1, 3, 32, 32))) == {"logits"}
+
+
+def test_a_sample_is_of_the_whole_split():
+    split = make_dataset(90).sort("label")
+    chosen = sample(split, 30, seed=0)
+    assert len(chosen) == 30 and set(chosen["label"]) == {0, 1, 2} and chosen["label"] == sorted(chosen["label"])
+    assert np.array_equal(chosen["img"][0], sample(split, 30, seed=0)["img"][0]) and sample(split, 90, 0) is split
+    assert chosen["label"] != sample(split, 30, seed=1)["label"]
 
 
 def test_accuracy_needs_no_network():

@@ -1,6 +1,7 @@
 """Recipes: whose word counts, optimiser groups, class weights, and the aligned start inside a real training run."""
 
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -65,6 +66,8 @@ def flags_of(folder, output: str, *more: object) -> list:
         (["--recipe", "paper"], {"optim": "sgd", "learning_rate": 0.03, "warmup_steps": 500, "weight_decay": 5e-4}),
         (["--recipe", "paper", "--learning_rate", "0.1"], {"learning_rate": 0.1, "warmup_steps": 500}),
         (["--num_train_epochs", "3"], {"num_train_epochs": 3, "learning_rate": 1e-4}),
+        ([], {"logging_strategy": "epoch", "eval_strategy": "epoch", "save_strategy": "epoch", "save_total_limit": 1}),
+        (["--save_steps", "500"], {"save_strategy": "steps", "eval_strategy": "epoch", "save_total_limit": None}),
         (["--early_stopping", "2"], {"load_best_model_at_end": True, "metric_for_best_model": "accuracy"}),
     ],
 )
@@ -101,7 +104,7 @@ def test_the_optimiser_of_each_recipe(tmp_path):
 
 def test_rare_classes_count_as_much_as_frequent_ones():
     labels = torch.tensor([0, 0, 0, 1])
-    loss = recipes.balanced_loss(labels.tolist(), 3)
+    loss = recipes.loss_of(recipes.balanced(labels.tolist(), 3))
     logits = torch.tensor([[2.0, 0, 0]] * 4)
     each = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
     expected = (each[0] + each[3]) / 2  # the mean of the classes' means
@@ -112,6 +115,7 @@ def test_rare_classes_count_as_much_as_frequent_ones():
 
 def test_a_map_that_does_not_help_is_dropped(folder, monkeypatch, caplog):
     """What decides is the labels' word, before and after."""
+    caplog.set_level(logging.INFO)
     splits = load_splits(str(folder / "encrypted"))
     split, public = undecoded(splits.data["train"], splits.columns), str(folder / "public")
     for probed, kept in (([0.5, 0.4], False), ([0.5, 0.6], True)):
@@ -121,7 +125,9 @@ def test_a_map_that_does_not_help_is_dropped(folder, monkeypatch, caplog):
         assert recipes.aligned_start(model, split, splits.columns, splits.records, public, seed=0) is kept
         changed = {name for name, weight in model.state_dict().items() if not torch.equal(weight, before[name])}
         assert bool(changed) is kept and all("embeddings" in name for name in changed)
-        assert ("do not help" in caplog.text) is not kept
+        said = "kept: the probe, which" if kept else "public do not help: the probe"
+        assert "64 ciphertexts with 64 public images: the map explains" in caplog.text and said in caplog.text
+        assert ("rose from 0.500 to 0.600" in caplog.text) is kept
         caplog.clear()
 
 
@@ -136,6 +142,7 @@ def test_the_probe_sees_what_is_there(folder):
 
 def test_one_run_with_everything_switched_on(script, folder, monkeypatch, caplog):
     """Aligned start, bfloat16, SDPA, checkpointing, accumulation, class weights, the best model of all epochs."""
+    caplog.set_level(logging.INFO)
     calls, attention = [], torch.nn.functional.scaled_dot_product_attention
 
     def recorded(query, *args, **options):
