@@ -24,6 +24,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import EarlyStoppingCallback, HfArgumentParser, ProgressCallback, TrainingArguments, set_seed
 from transformers.utils import logging as transformers_logging
 
+from hf_neuracrypt.data.batches import use_own_cores
 from hf_neuracrypt.errors import DatasetError, NeuraCryptError, fail, one_line_errors
 from hf_neuracrypt.models.load import load_model, stock_processor
 from hf_neuracrypt.training.data import Collator, checked_records, choose_splits, compute_accuracy, load_splits, reader
@@ -73,6 +74,7 @@ def main(model_args: ModelArguments, data_args: DataArguments, training_args: Tr
     check(model_args, data_args, training_args)
     pretrained, public_images = model_args.model_name_or_path, model_args.public_images
     set_seed(training_args.seed)
+    use_own_cores()
 
     # Load the dataset
     splits = load_splits(

@@ -28,7 +28,7 @@ except ModuleNotFoundError as error:
 
 from hf_neuracrypt.audit.pairs import Pairs, load_pairs
 from hf_neuracrypt.audit.results import AUDIT_FORMAT, NOT_APPLICABLE, Row
-from hf_neuracrypt.data.batches import encrypt_all
+from hf_neuracrypt.data.batches import encrypt_all, use_own_cores
 from hf_neuracrypt.data.record import Record
 from hf_neuracrypt.encoders import load_encoder
 from hf_neuracrypt.encoders.base import Encoder
@@ -91,6 +91,7 @@ def run_audit(
         DatasetError: an unfinished folder, or another source.
     """
     start, path = time.monotonic(), Path(encrypted)
+    use_own_cores()
     manifest = read_manifest(path)
     record = Record.from_dict(manifest)
     record.check_key(key, encrypted)

@@ -44,6 +44,11 @@ def cores() -> int:
     return allowed
 
 
+def use_own_cores() -> None:
+    """Let torch use no more threads than `cores()`: by itself it does not see the quota of a container."""
+    torch.set_num_threads(_threads())
+
+
 def on_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
     """`function` of each item, in order, on as many threads as torch may use; torch uses one thread in each."""
     own, threads = torch.get_num_threads(), min(_threads(), len(items))

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from hf_neuracrypt.data.batches import encrypt_rows
+from hf_neuracrypt.data.batches import encrypt_rows, use_own_cores
 from hf_neuracrypt.data.record import Record
 from hf_neuracrypt.encoders.base import Encoder
 from hf_neuracrypt.errors import ConfigError, ImageError, KeyMismatchError
@@ -84,6 +84,7 @@ class LocalModel:
     """A model on this machine, given what it was trained on: the same pixels as by the stock pipeline."""
 
     def __init__(self, model: str, encoder: Encoder):
+        use_own_cores()
         self.name, self.model, self.stored = model, load_classifier(model), encoder.stored
 
     @torch.inference_mode()
