@@ -174,8 +174,11 @@ def _status_of(script: Path | None) -> int:
         if script:
             runpy.run_path(str(script), run_name="__main__")
         else:
-            with mock.patch.dict(sys.modules, {"__main__": types.ModuleType("__main__")}):  # as of a console script
+            own, sys.modules["__main__"] = sys.modules["__main__"], types.ModuleType("__main__")  # of a console script
+            try:
                 importlib.import_module("hf_neuracrypt.cli").main()
+            finally:  # this one alone: what is imported meanwhile stays, as NumPy cannot be loaded twice
+                sys.modules["__main__"] = own
     except SystemExit as end:
         if isinstance(end.code, str):
             print(end.code, file=sys.stderr)

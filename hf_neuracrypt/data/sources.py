@@ -5,6 +5,7 @@ from pathlib import Path
 
 import datasets
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from PIL import Image
 
 from hf_neuracrypt.data.manifest import MANIFEST, MAX_MANIFEST_BYTES, parse_manifest, read_manifest
 from hf_neuracrypt.data.record import Record
@@ -20,7 +21,8 @@ BUILDERS = {
     ".arrow": "arrow",
     ".tar": "webdataset",
 }
-PACKED = {*BUILDERS, ".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".lz4", ".7z", ".rar"}
+TABLES = {*BUILDERS, ".tsv", ".ndjson", ".geoparquet", ".gpq", ".h5", ".hdf5", ".lance", ".vortex"}
+ARCHIVES = {".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".lz4", ".7z", ".rar"}
 
 
 @contextmanager
@@ -41,11 +43,11 @@ def is_table(name: str) -> bool:
     path = Path(name)
     if is_saved(path):
         return False
-    files = path.rglob("*") if path.is_dir() else [path]
-    return any(
-        PACKED.intersection(file.suffixes) and not file.name.startswith("metadata.") and file.is_file()
-        for file in files  # metadata.csv and the like lie beside images and hold none
-    )
+    files = [file for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file()]
+    tables = [file for file in files if (TABLES | ARCHIVES).intersection(file.with_name(file.name.lower()).suffixes)]
+    # Beside images, metadata.csv and the like hold none; alone, metadata.parquet is the dataset.
+    beside = any(file.suffix.lower() in Image.registered_extensions() for file in files)
+    return any(not (beside and file.name.startswith("metadata.")) for file in tables)
 
 
 def is_saved(path: Path) -> bool:

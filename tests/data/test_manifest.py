@@ -110,7 +110,8 @@ def test_hostile_manifests(content, finished, tmp_path):
 
 
 ODD = [
-    None, True, -1, 0, 10**30, 1e308, float("nan"), "", "x" * 99, "../../x", "\ud800\x1b[2J", [], {}, [[]], {"a": [None]}
+    None, True, -1, 0, 10**30, 1e308, float("nan"), "", "x" * 99, "../../x", "\ud800\x1b[2J", [], {}, [[]],
+    {"a": [None]},
 ]  # fmt: skip
 
 
