@@ -1,6 +1,7 @@
 """Public configs: what is accepted, what is refused, and that their text never changes."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -125,7 +126,7 @@ def test_no_subkey_serves_two_purposes(insecure_key, monkeypatch):
         small |= {"patch_size": 16} if scheme == "neuracrypt" else {}
         for option in ({}, rgb, *options):
             config = make_config(scheme, {"image_size": 48, **small, **option})
-            users[config.to_json()] = derived_from(insecure_key, monkeypatch, lambda: use(config, insecure_key))
+            users[config.to_json()] = derived_from(insecure_key, monkeypatch, partial(use, config, insecure_key))
     assert all(users.values()) and len(users) == sum(2 + len(options) for options in variants.values())
     for purpose, action in {
         "tags": lambda: keyed_tag(insecure_key, "x", "source"),
