@@ -84,18 +84,18 @@ class Handler(BaseHTTPRequestHandler):
             self.connection.shutdown(socket.SHUT_RD)
 
     def do_GET(self) -> None:
-        self._reply(200, {"status": "ready"})
+        self._reply(200, _json({"status": "ready"}))
 
     def do_POST(self) -> None:
         try:
             image, options = self._read()
             with self.server.model:
-                status, answer = 200, self.server.classify(image, **options)
+                status, answer = 200, _json(self.server.classify(image, **options))
         except Refused as refused:
-            status, answer = refused.status, {"error": str(refused)}
+            status, answer = refused.status, _json({"error": str(refused)})
         except Exception as error:
             self.log_error("%r", error)
-            status, answer = 500, {"error": "the model fails on this image"}
+            status, answer = 500, _json({"error": "the model fails on this image"})
         self._reply(status, answer)
 
     def _read(self) -> tuple[Image.Image, dict[str, int]]:
@@ -131,13 +131,17 @@ class Handler(BaseHTTPRequestHandler):
             raise Refused(400, "top_k must be a whole number from 1 on")
         return {"top_k": min(top_k, MAX_TOP_K)}
 
-    def _reply(self, status: int, content: object) -> None:
-        body = json.dumps(content, allow_nan=False).encode()
+    def _reply(self, status: int, body: bytes) -> None:
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+
+
+def _json(content: object) -> bytes:
+    """Raises ValueError for scores that are no numbers, which JSON does not have."""
+    return json.dumps(content, allow_nan=False).encode()
 
 
 def main() -> None:

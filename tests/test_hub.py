@@ -6,9 +6,11 @@ import pytest
 
 from hf_neuracrypt import Classifier, SecretKey, load_encoder
 from hf_neuracrypt.data.manifest import MAX_MANIFEST_BYTES, checksum, read_manifest, to_text
+from hf_neuracrypt.data.sources import load_source
 from hf_neuracrypt.errors import NeuraCryptError
 from hf_neuracrypt.training.data import load_splits
 from tests.helpers import KEY_ID, SMALL, TINY_VIT, started_with
+from tests.loopback_hub import Repo
 
 
 def test_hostile_manifests(published, owners, tmp_path):
@@ -78,3 +80,21 @@ def test_hostile_models(published, owners, tmp_path):
                 Classifier.from_pretrained(f"owner/model-{index}", encoder)
             assert "\n" not in str(refused.value)
     assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    "place", ["{secret}", "../../../../../../../..{secret}", "file://{secret}", "{elsewhere}/a.csv"]
+)
+def test_hostile_cards_load_nothing_from_elsewhere(place, hub, tmp_path):
+    """A card may name the files of its repository, not those of the reader's machine or of other servers."""
+    (tmp_path / "secret.csv").write_text("image,label\nsecret,1\n")
+    path = place.format(secret=tmp_path / "secret.csv", elsewhere=f"{hub.url}/datasets/other/tables/resolve/main")
+    card = f"---\nconfigs:\n- config_name: default\n  data_files: '{path}'\n---\n"
+    hub.repos["dataset", "evil/cards"], hub.repos["dataset", "other/tables"] = Repo(False), Repo(False)
+    hub.repos["dataset", "other/tables"].add("a table", {"a.csv": (tmp_path / "secret.csv").read_bytes()})
+    hub.repos["dataset", "evil/cards"].add("hostile", {"README.md": card.encode(), "other.txt": b"x"})
+    with started_with(hub.environment(tmp_path / "home")):
+        for streaming in (False, True):
+            with pytest.raises(NeuraCryptError) as refused:
+                list(load_source("evil/cards", streaming)["train"])
+            assert "\n" not in str(refused.value)

@@ -11,6 +11,8 @@ import os
 import pickle
 import pprint
 import stat
+import traceback
+from collections.abc import Iterator
 
 import dill
 import numpy as np
@@ -21,6 +23,7 @@ from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 
 from hf_neuracrypt.errors import KeyFileError, NeuraCryptError
 from hf_neuracrypt.keys import SecretKey, file
+from hf_neuracrypt.publish.guard import Guard
 from tests.helpers import GOLDEN, leaks
 
 
@@ -299,3 +302,52 @@ def test_a_typed_passphrase_does_not_travel(tmp_path, monkeypatch):
     (tmp_path / "words").chmod(0o600)
     key = SecretKey.load(tmp_path / "a.key", passphrase_file=tmp_path / "words")
     assert pickle.loads(pickle.dumps(key)) == key
+
+
+ACTIONS = {
+    "an existing file": lambda key, folder, words: key.save(folder / "locked.key", words),
+    "no folder": lambda key, folder, words: key.save(folder / "none" / "a.key", words),
+    "a NUL in a path": lambda key, folder, words: key.save("a\0b"),
+    "half a character in a path": lambda key, folder, words: key.save("a\ud800b"),
+    "no path": lambda key, folder, words: key.save(None, words),
+    "a short passphrase": lambda key, folder, words: key.save(folder / "b.key", words[:7]),
+    "bytes for a passphrase": lambda key, folder, words: key.save(folder / "b.key", words.encode()),
+    "half a character of a passphrase": lambda key, folder, words: key.save(folder / "b.key", words + "\ud800"),
+    "another passphrase": lambda key, folder, words: SecretKey.load(folder / "locked.key", words + "!"),
+    "a NUL in a path to load": lambda key, folder, words: SecretKey.load("a\0b", words),
+    "no path to load": lambda key, folder, words: SecretKey.load(None, words),
+    "a mistyped key": lambda key, folder, words: SecretKey.load(folder / "mistyped.key"),
+    "not a key": lambda key, folder, words: SecretKey(bytearray(SECRET)),
+    "a text that cannot be sealed": lambda key, folder, words: key.seal("\ud800", "x"),
+    "a key that the guard finds": lambda key, folder, words: Guard(key).check_file(folder / "a.key", "it"),
+    "a key that it finds in text": lambda key, folder, words: Guard(key).check_bytes(
+        (folder / "a.key").read_bytes(), "it"
+    ),
+}
+
+
+@pytest.mark.parametrize("action", ACTIONS.values(), ids=ACTIONS)
+def test_no_traceback_holds_a_secret(action, tmp_path, monkeypatch):
+    """Not in the values of any frame of the package, nor of the errors before it, as error trackers record them."""
+    monkeypatch.setattr(file, "WORK_FACTOR", 10)
+    key, words = SecretKey(SECRET), " ".join(["correct", "horse"])
+    key.save(tmp_path / "a.key")
+    key.save(tmp_path / "locked.key", words)
+    line = (tmp_path / "a.key").read_text().splitlines()[-1]
+    (tmp_path / "mistyped.key").write_text(line[:-1] + ("A" if line[-1] != "A" else "B"))
+    (tmp_path / "mistyped.key").chmod(0o600)
+    with pytest.raises((NeuraCryptError, UnicodeEncodeError)) as caught:
+        action(key, tmp_path, words)
+    recorded = list(recorded_of(caught.value))
+    assert len(recorded) > 1 and not any(words[:7] in text for text in recorded)
+    assert not any(leaks(SECRET, text.encode()) or line[30:60] in text for text in recorded)
+
+
+def recorded_of(error: BaseException | None) -> Iterator[str]:
+    """What an error says, and the values in the frames of the package that it and the errors before it passed."""
+    while error is not None:
+        yield str(error)
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            if "hf_neuracrypt" in frame.f_globals.get("__name__", ""):
+                yield from map(repr, frame.f_locals.values())
+        error = error.__cause__ or error.__context__

@@ -15,7 +15,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
-from hf_neuracrypt.errors import KeyFileError
+from hf_neuracrypt.errors import KeyFileError, first_line
 
 
 KEY_BYTES = 32
@@ -37,12 +37,14 @@ Result = TypeVar("Result")
 
 
 def attempt(function: Callable[..., Result], *arguments: object) -> tuple[Result | None, str | None]:
-    """What a function gives, or what its KeyFileError says, to be raised anew: the frames that an error has passed hold
-    secrets here, and error trackers record their locals."""
+    """What a function gives, or what went wrong, to be raised anew: the frames that an error has passed hold secrets
+    here, and error trackers record their locals."""
     try:
         return function(*arguments), None
     except KeyFileError as error:
         return None, str(error)
+    except Exception as error:  # a NUL in a path, or something that is no path
+        return None, f"that is no path of a key file, or no passphrase: {first_line(error)}"
 
 
 def write(path: str | Path, secret: bytes, key_id: str, passphrase: str | None) -> None:

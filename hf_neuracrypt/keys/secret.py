@@ -152,7 +152,7 @@ class SecretKey:
         return padded.rstrip(b"\0")[:-1].decode()
 
     def __repr__(self) -> str:
-        return f"SecretKey(id={self.id!r})"
+        return f"SecretKey(id={getattr(self, 'id', None)!r})"  # shown half-made, too, if it is given what is no key
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, SecretKey) and hmac.compare_digest(self._secret, other._secret)

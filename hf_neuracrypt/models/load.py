@@ -26,7 +26,8 @@ from hf_neuracrypt.models.neuracrypt_vit import NeuraCryptViTConfig, NeuraCryptV
 
 MAX_CONFIG_BYTES = 10_000_000
 WEIGHTS = ["model.safetensors", "model.safetensors.index.json"]
-MAX_LAYERS, MAX_SIZE, MAX_PARAMETERS = 1_000, 1_000_000, 3_000_000_000
+MAX_LAYERS, MAX_SIZE = 1_000, 1_000_000
+MAX_MODULES, MAX_PARAMETERS = 20_000, 3_000_000_000
 SILENT = logging.CRITICAL + 1
 HEAD = re.compile(r"classifier|\.(pooler|head|fc)\.")  # names of weights that may be new to a task
 OURS: dict[str, Any] = {  # whatever a base model's config says
@@ -93,12 +94,27 @@ def _from_pretrained(
 
 
 def _check_parameters(model_class: Any, config: PreTrainedConfig) -> None:
-    """Each size may be harmless, and what they make together not. No memory is used for them here."""
-    with torch.device("meta"):
-        build = getattr(model_class, "from_config", model_class)
-        parameters = sum(weight.numel() for weight in build(config).parameters())
-    if parameters > MAX_PARAMETERS:
-        raise ValueError(f"its config makes {parameters:,} weights, more than any model of images needs")
+    """Each size may be harmless, and what they make together not: counted while it is built, without its memory."""
+    built = {"layers": 0, "weights": 0}
+
+    def count(what: str, more: int, limit: int) -> None:
+        built[what] += more
+        if built[what] > limit:
+            raise ValueError(f"its config makes more than {limit:,} {what}, which no model of images needs")
+
+    module = torch.nn.modules.module
+    hooks = [
+        module.register_module_module_registration_hook(lambda *_: count("layers", 1, MAX_MODULES)),
+        module.register_module_parameter_registration_hook(
+            lambda _, __, weight: count("weights", 0 if weight is None else weight.numel(), MAX_PARAMETERS)
+        ),
+    ]
+    try:
+        with torch.device("meta"):
+            getattr(model_class, "from_config", model_class)(config)
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @contextmanager

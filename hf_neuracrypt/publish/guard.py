@@ -11,7 +11,7 @@ import gzip
 import json
 import lzma
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -60,13 +60,21 @@ class Guard:
 
     def check_bytes(self, data: bytes, where: str) -> None:
         """Raises LeakError if `data` holds a key or a token."""
+        found = self._find(data)
+        del data  # error trackers record the locals of frames
+        self._refuse(found, where)
+
+    def _refuse(self, found: str | None, where: str) -> None:
+        if found is not None:
+            raise LeakError(f"{where} holds {found}: nothing was published; remove it")
+
+    def _find(self, data: bytes) -> str | None:
         texts = stretches_of_text(data)
         if holds_key_file(data, texts):
-            raise LeakError(f"{where} holds the text of a secret key file: nothing was published; remove it")
+            return "the text of a secret key file"
         if self.traces is not None and (form := self.traces.find(data, texts)):
-            raise LeakError(f"{where} holds the secret key ({form}): nothing was published; remove it")
-        if any(token in data for token in self.tokens):
-            raise LeakError(f"{where} holds an access token: nothing was published; remove it")
+            return f"the secret key ({form})"
+        return "an access token" if any(token in data for token in self.tokens) else None
 
     def check_file(self, path: Path, where: str) -> None:
         """Name and content of a file, in pieces; archives (as `torch.save` writes) unpacked, two deep."""
@@ -99,10 +107,8 @@ class Guard:
                     raise LeakError(f"{where} is compressed and cannot be looked into: nothing was published") from None
 
     def _check_stream(self, file: IO[bytes], where: str) -> None:
-        tail = b""
-        while chunk := file.read(CHUNK_BYTES):
-            self.check_bytes(tail + chunk, where)
-            tail = chunk[-OVERLAP_BYTES:]
+        for found in map(self._find, _pieces(file)):  # no frame that an error passes holds a piece
+            self._refuse(found, where)
 
     def check_folder(self, folder: Path, allowed: Sequence[str], ignored: Sequence[str] = ()) -> None:
         """Every file of `folder` must match an `allowed` pattern; `ignored` ones at its top are not published.
@@ -166,6 +172,14 @@ class Guard:
         for index, image in enumerate(table.column("image").to_pylist(), first_row):
             if problem := stored.problem(image):
                 raise LeakError(f"row {index} of {where} {problem}")
+
+
+def _pieces(file: IO[bytes]) -> Iterator[bytes]:
+    """A file in pieces that overlap."""
+    tail = b""
+    while chunk := file.read(CHUNK_BYTES):
+        yield tail + chunk
+        tail = chunk[-OVERLAP_BYTES:]
 
 
 def _matches(name: str, pattern: str) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Image, concatenate_datasets
+from datasets.features.features import require_decoding
 from transformers import EvalPrediction
 
 from hf_neuracrypt.data.columns import Columns, find_columns
@@ -214,10 +215,21 @@ class Collator:
 
 
 def undecoded(split: Dataset, columns: Columns) -> Dataset:
-    """The split with its images left as they are stored, for `Collator` to decode in the loader's workers."""
-    if not isinstance(split.features[columns.image], Image):
-        return split
-    return split.cast_column(columns.image, Image(decode=False))
+    """The image and label of each row as they are stored, for `Collator` to decode in the loader's workers.
+
+    `datasets` would decode whatever else is in a row, too: open files of this machine and addresses that a stranger's
+    dataset names.
+
+    Raises:
+        DatasetError: it would still decode something: a list of images, say.
+    """
+    split = split.select_columns([name for name in (columns.image, columns.label) if name])
+    if isinstance(split.features[columns.image], Image):
+        split = split.cast_column(columns.image, Image(decode=False))
+    for name, feature in split.features.items():
+        if require_decoding(feature):
+            raise DatasetError(f"column {name!r} holds {feature}, not one image a row")
+    return split
 
 
 def compute_accuracy(prediction: EvalPrediction) -> dict[str, float]:

@@ -7,6 +7,8 @@ import signal
 import stat
 import subprocess
 import sys
+import termios
+from pathlib import Path
 
 import pytest
 from datasets import load_from_disk
@@ -59,6 +61,37 @@ def test_locked_keys(tmp_path):
     assert_one_line_error(command("key-id", tmp_path / "a.key", "--passphrase-file", words), "wrong passphrase")
     words.chmod(0o644)
     assert_one_line_error(command("key-id", tmp_path / "a.key", "--passphrase-file", words), "chmod 600")
+
+
+def test_a_typed_passphrase_is_seen_nowhere(tmp_path):
+    """Not on the terminal, nor in what others see of the process; on the command line it is refused."""
+    code = (
+        "import sys, time\n"
+        "from hf_neuracrypt.keys import file\n"
+        "file.WORK_FACTOR = 1\n"
+        "from hf_neuracrypt.cli import main\n"
+        "try: main()\n"
+        "finally: print('done', flush=True); time.sleep(600)\n"
+    )
+    ours, theirs = os.openpty()
+    words = [sys.executable, "-c", code, "keygen", str(tmp_path / "a.key"), "--passphrase"]
+    with subprocess.Popen(words, stdin=theirs, stdout=theirs, stderr=theirs, cwd=ROOT, start_new_session=True) as typed:
+        try:
+            shown = b""
+            for prompt in (b"Passphrase: ", b"confirmation: "):
+                while not shown.endswith(prompt):
+                    shown += os.read(ours, 1000)
+                wait_until(lambda: not termios.tcgetattr(ours)[3] & termios.ECHO)
+                os.write(ours, b"correct horse\n")
+            while b"done" not in shown:
+                shown += os.read(ours, 1000)
+            seen = b"".join(Path(f"/proc/{typed.pid}/{name}").read_bytes() for name in ("cmdline", "environ"))
+        finally:
+            typed.kill()
+    assert SecretKey.load(tmp_path / "a.key", passphrase="correct horse").id.encode() in shown
+    assert b"horse" not in shown + seen and b"--passphrase" in seen
+    assert_one_line_error(command("keygen", tmp_path / "b.key", "--passphrase=correct horse"))
+    assert not (tmp_path / "b.key").exists()
 
 
 def test_key_file_from_the_environment(plain_folder, key_file, tmp_path):
@@ -314,8 +347,9 @@ def test_signals_leave_a_job_that_continues(sent, processes, key_file, tmp_path)
     started = [sys.executable, str(tmp_path / "main.py"), *map(str, [*words, processes])]
     heeds = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a suite in the background ignores it
     with subprocess.Popen(
-        started, stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True, preexec_fn=heeds
-    ) as job:
+        started, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=heeds,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    ) as job:  # fmt: skip
         wait_until(lambda: (tmp_path / "hangs").exists() or job.poll() is not None)
         os.killpg(job.pid, sent) if sent == signal.SIGINT else job.send_signal(sent)
         stderr = job.communicate(timeout=300)[1]

@@ -13,7 +13,7 @@ from datasets import Dataset, Image
 from hf_neuracrypt import SecretKey, load_encoder
 from hf_neuracrypt.errors import DatasetError, NeuraCryptError
 from hf_neuracrypt.jobs.run import run
-from tests.helpers import ROOT, SMALL, digests, job_of, wait_until
+from tests.helpers import ROOT, SMALL, SPLITS, digests, job_of, leaks, secret_of, wait_until
 
 
 def test_worker_processes(key_file, tmp_path):
@@ -55,7 +55,10 @@ def children_of(pid: int) -> list[int]:
 
 
 def test_workers_end_with_their_parent(key_file, tmp_path):
-    """SIGKILL of the parent; the workers, which import the script as well, are busy for an hour."""
+    """SIGKILL of the parent; the workers, which import the script as well, are busy for an hour.
+
+    Until then nothing that others see of the processes holds the key; afterwards there is no plain picture on the disk.
+    """
     script = (
         "import sys, time\n"
         "from pathlib import Path\n"
@@ -73,9 +76,21 @@ def test_workers_end_with_their_parent(key_file, tmp_path):
     )
     (tmp_path / "main.py").write_text(script)
     words = [sys.executable, str(tmp_path / "main.py"), str(key_file), str(tmp_path)]
-    with subprocess.Popen(words, stderr=subprocess.DEVNULL, env=os.environ | {"PYTHONPATH": str(ROOT)}) as parent:
+    places = {"TMPDIR": str(tmp_path), "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(words, stderr=subprocess.DEVNULL, env=os.environ | places) as parent:
         wait_until(lambda: (tmp_path / "working").exists() or parent.poll() is not None)
         workers = children_of(parent.pid)
         assert len(workers) >= 2
+        shown = {pid: seen_of(pid) for pid in (parent.pid, *workers)}
         parent.kill()
     wait_until(lambda: not any(map(alive, workers)))
+    assert all(str(tmp_path).encode() in shown[parent.pid] and text for text in shown.values())
+    assert not any(leaks(secret_of(key_file), text) for text in shown.values())
+    left = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    plain = [image.tobytes()[:90] for split in SPLITS.values() for image in split.select(range(3))["img"]]
+    assert left and not any(pixels in content for pixels in plain for content in left)
+
+
+def seen_of(pid: int) -> bytes:
+    """What other programs of this user, and for the most part of others, see of a process."""
+    return b"".join(Path(f"/proc/{pid}/{name}").read_bytes() for name in ("cmdline", "environ"))

@@ -158,8 +158,28 @@ def test_nor_do_names_that_are_none(ask):
 def test_sizes_that_are_harmless_alone_are_not_built_together(ask):
     """19 GB of weights, each size of them below its bound."""
     result = ask({"hidden_size": 20_000, "num_attention_heads": 4, "intermediate_size": 80_000})
-    assert_one_line_error(result, "4,8", "more than any model of images needs")
+    assert_one_line_error(result, "more than 3,000,000,000 weights", "no model of images needs")
     assert_only_one_line(result)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model_type": "resnet", "depths": [1000] * 60, "hidden_sizes": [8] * 60, "embedding_size": 8},
+        {"model_type": "efficientnet", "depth_coefficient": 1e5},
+        {"model_type": "efficientnet", "num_block_repeats": [10**6] * 7},
+    ],
+    ids=str,
+)
+def test_numbers_of_layers_that_are_harmless_alone_are_not_built_together(changes, ask, monkeypatch):
+    """Whatever a config calls them, a float or a list: building stops, and no hook stays for what follows."""
+    monkeypatch.setattr(load, "MAX_MODULES", 500)
+    hooks = torch.nn.modules.module._global_module_registration_hooks
+    before = len(hooks)
+    result = ask({"patch_size": 8} | changes)
+    assert_one_line_error(result, "more than 500 layers", "no model of images needs")
+    assert_only_one_line(result)
+    assert len(hooks) == before
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ from hf_neuracrypt.errors import LeakError
 from hf_neuracrypt.images import to_png
 from hf_neuracrypt.keys import PLAIN_PREFIX, SecretKey
 from hf_neuracrypt.publish.guard import CHECKPOINT_FILES, MODEL_FILES, Guard, find_key_file
+from hf_neuracrypt.publish.traces import stretches_of_text
 from hf_neuracrypt.schemes import SCHEMES, make_config
 from tests.helpers import SMALL, batch, encoded, make_images, save_model
 
@@ -271,6 +272,25 @@ def test_random_bytes_and_text_pass(tmp_path):
         guard = Guard(KEY, ["hf_token"], make_config(scheme, small))
         for data in (noise, bytes(100_000), b"\xff" * 100_000, text.encode(), base64.encodebytes(noise[:50_000])):
             guard.check_bytes(data, "it")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        torch.randn(200_000, generator=torch.Generator().manual_seed(0)).bfloat16().float(), torch.ones(200_000),
+        torch.zeros(200_000), torch.arange(200_000) % 256, torch.full((200_000,), -100),
+    ],
+    ids=["bfloat16 in float32", "ones", "zeros", "small numbers", "ignored labels"],
+)  # fmt: skip
+def test_round_numbers_are_no_text(values):
+    """Weights and states of an optimiser are gigabytes, of which most would be searched for dozens of texts."""
+    data = values.numpy().tobytes()
+    assert len(stretches_of_text(data)) < len(data) / 20
+    text = f"see {SECRET.hex()} there"
+    for form in (text.encode(), text.encode("utf-16-le"), text.encode("utf-32-be")):
+        for before in range(1_000, 1_004):
+            with pytest.raises(LeakError, match="hexadecimal"):
+                Guard(KEY).check_bytes(data[:before] + form + data[:2_000], "it")
 
 
 def test_what_was_really_written_passes(owners, tmp_path):

@@ -13,8 +13,10 @@ from huggingface_hub import DatasetCard, HfApi
 from hf_neuracrypt.data.manifest import parse_manifest, read_manifest
 from hf_neuracrypt.data.record import records_of
 from hf_neuracrypt.keys import SecretKey
+from hf_neuracrypt.publish.guard import Guard
 from hf_neuracrypt.publish.push import write_parquet
 from tests.helpers import (
+    SMALL,
     SMALL_FLAGS,
     assert_one_line_error,
     command,
@@ -40,6 +42,10 @@ def test_what_is_published(published, owners):
         table = pq.read_table(io.BytesIO(files[name]))
         assert table.column_names == ["image", "label"] and len(table) == manifest["files"][name]["rows"]
         assert not any(row["path"] for row in table["image"].to_pylist())
+    guard, source = Guard(SecretKey.load(owners / "one.key"), config=SMALL), read_manifest(owners / "one")["source"]
+    for name, content in [*files.items(), *published.blobs.items()]:
+        guard.check_bytes(content, name)
+        assert str(owners).encode() not in content and not any(tag.encode() in content for tag in source.values())
     card = DatasetCard(files["README.md"].decode())
     assert manifest["key_id"] in card.text and card.data.to_dict()["configs"][0]["data_files"]
 

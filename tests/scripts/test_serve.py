@@ -153,6 +153,12 @@ def test_a_model_that_fails(error, capfd):
     assert type(error).__name__ in (said := capfd.readouterr().err) and "\x1b" not in said
 
 
+@pytest.mark.parametrize("score", [float("nan"), float("inf"), b"x"])
+def test_scores_that_are_no_numbers_are_an_answer_too(score):
+    with serving(lambda image, **options: [{"label": "cat", "score": score}]) as address:
+        assert post(address, PNG) == (500, {"error": "the model fails on this image"})
+
+
 # -------------------------------------------------------------------------------------------------- slow and many ones
 
 

@@ -1,25 +1,37 @@
 """What the Trainer is given: splits with their records, the collator, the stock model and processor."""
 
 import dataclasses
+import io
 import json
 import shutil
 
 import numpy as np
 import pytest
 import torch
-from datasets import DatasetDict, concatenate_datasets, load_from_disk
+from datasets import Dataset, DatasetDict, Features, Image, List, concatenate_datasets, load_from_disk
+from pyarrow import parquet
 from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, ViTConfig, ViTForImageClassification
 
 from hf_neuracrypt import EncoderConfig, SecretKey, encrypt_dataset, load_encoder
 from hf_neuracrypt.data.dataset import make_plan
+from hf_neuracrypt.data.manifest import MANIFEST, checksum, to_text
 from hf_neuracrypt.data.record import Record
 from hf_neuracrypt.errors import DatasetError, ImageError, KeyMismatchError, NeuraCryptError
 from hf_neuracrypt.jobs.job import Job
 from hf_neuracrypt.jobs.run import run
 from hf_neuracrypt.models.load import load_model, stock_processor
-from hf_neuracrypt.training.data import Collator, checked_records, hold_out, load_splits, reader, sample, undecoded
-from hf_neuracrypt.training.metrics import Accuracy
+from hf_neuracrypt.training.data import (
+    Collator,
+    checked_records,
+    choose_splits,
+    hold_out,
+    load_splits,
+    reader,
+    sample,
+    undecoded,
+)
+from hf_neuracrypt.training.metrics import Accuracy, evaluate_model
 from tests.helpers import SMALL, TINY_VIT, make_dataset, save_model
 
 
@@ -44,6 +56,37 @@ def test_plain_and_encrypted_are_never_confused(encrypted_folder, plain_folder):
         load_splits(str(plain_folder))
     with pytest.raises(DatasetError, match=r"is encrypted .key nck1-"):
         load_splits(str(encrypted_folder), plain=True)
+
+
+@pytest.mark.parametrize("where", ["beside", "inside"])
+def test_nothing_that_a_dataset_names_is_fetched_or_opened(where, small_encoder, tmp_path, monkeypatch):
+    """A stranger's Parquet may name an address, or a file of this machine, in a column that nobody asked for."""
+    asked = []
+    monkeypatch.setattr("datasets.features.image.xopen", lambda path, *_, **__: asked.append(path) or io.BytesIO())
+    stored = encrypt_dataset(make_dataset(6), small_encoder).cast_column("image", Image(decode=False))
+    named = [{"bytes": None, "path": path} for path in ("http://127.0.0.1:9/a.png", "/etc/hostname") * 3]
+    columns = {"image": stored["image"][:], "label": stored["label"][:], "other": named}
+    features = stored.features | {"image": Image(), "other": Image()}
+    if where == "inside":
+        columns["image"], features["image"] = [[each] for each in named], List(Image())
+    made = Dataset.from_dict(columns, features=Features(features))
+    (tmp_path / "data").mkdir()
+    parquet.write_table(made.data.table, tmp_path / "data" / "train-0.parquet")
+    manifest = Record(SMALL, small_encoder.key.id).to_dict() | {"rows": {"train": 6}, "files": {}}
+    (tmp_path / MANIFEST).write_text(to_text(manifest | {"sha256": checksum(manifest)}))
+    save_model(tmp_path / "model", ["cat", "dog", "horse"], Record(SMALL, small_encoder.key.id))
+    splits = load_splits(str(tmp_path))
+    if where == "inside":
+        with pytest.raises(DatasetError, match=r"column 'image' holds List.*, not one image a row"):
+            choose_splits(splits, 0.5, 0)
+        with pytest.raises(DatasetError, match="not one image a row"):
+            evaluate_model(str(tmp_path / "model"), str(tmp_path), "train")
+    else:
+        train, _ = choose_splits(splits, 0.5, 0)
+        batch = Collator(splits.columns, reader(splits.records, 32))([train[row] for row in range(len(train))])
+        assert batch["pixel_values"].shape == (3, 3, 32, 32)
+        assert evaluate_model(str(tmp_path / "model"), str(tmp_path), "train")["samples"] == 6
+    assert not asked
 
 
 def test_mixed_keys_are_refused(small_encoder, key_file, tmp_path):
