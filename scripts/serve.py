@@ -154,7 +154,8 @@ def main() -> None:
             "image-classification", model=options.model, trust_remote_code=False,
             model_kwargs={"use_safetensors": True},
         )  # fmt: skip
-        side = classify.model.config.image_size
+        config = classify.model.config
+        side = getattr(config, "vision_config", config).image_size
         height, width = (side, side) if isinstance(side, int) else side
         server = Server((options.host, options.port), classify, (width, height))
     except Exception as error:  # a stranger's model may fail anywhere

@@ -25,7 +25,8 @@ from transformers import EarlyStoppingCallback, HfArgumentParser, ProgressCallba
 from transformers.utils import logging as transformers_logging
 
 from hf_neuracrypt.errors import DatasetError, NeuraCryptError, fail, one_line_errors
-from hf_neuracrypt.models.load import load_model, stock_processor
+from hf_neuracrypt.models.embeddings import side
+from hf_neuracrypt.models.load import load_model, one_line, stock_processor
 from hf_neuracrypt.training.data import Collator, checked_records, choose_splits, compute_accuracy, load_splits, reader
 from hf_neuracrypt.training.progress import Table, ahead
 from hf_neuracrypt.training.recipes import RECIPES, aligned_start, balanced, loss_of, optimizer_of
@@ -92,9 +93,11 @@ def main(model_args: ModelArguments, data_args: DataArguments, training_args: Tr
     # Load the model, perhaps with an aligned start
     image_size = records[0].config.image_size if records else data_args.image_size
     model = load_model(pretrained, model_args.config_name, splits.label_names, image_size, records)
-    collator = Collator(splits.columns, reader(records, model.config.image_size))
+    image_size = side(model.config, "image_size")
+    collator = Collator(splits.columns, reader(records, image_size))
     if training_args.process_index == 0:
-        print(ahead(model, train_split, collator, steps, training_args), flush=True)
+        with one_line(str(pretrained or model_args.config_name), "use"):
+            print(ahead(model, train_split, collator, steps, training_args), flush=True)
     if public_images and checkpoint is None:
         if training_args.process_index == 0:
             aligned_start(model, train_split, splits.columns, records, public_images, training_args.seed)
@@ -111,7 +114,7 @@ def main(model_args: ModelArguments, data_args: DataArguments, training_args: Tr
         train_dataset=train_split,
         eval_dataset=eval_split,
         data_collator=collator,
-        processing_class=stock_processor(model.config.image_size, data_args.plain),
+        processing_class=stock_processor(image_size, data_args.plain),
         compute_metrics=compute_accuracy,
         compute_loss_func=loss_of(weight, training_args.label_smoothing_factor),
         callbacks=[EarlyStoppingCallback(patience)] if patience else None,
