@@ -1,3 +1,12 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hf-neuracrypt @ git+https://github.com/hf-neuracrypt/hf_neuracrypt"]
+#
+# [tool.hf-jobs]
+# flavor = "a10g-small"
+# timeout = "6h"
+# secrets = ["HF_TOKEN"]
+# ///
 """Fine-tune a stock Vision Transformer on an encrypted dataset. This runs in the cloud; it needs no key.
 
 accelerate launch scripts/train.py --dataset_name encrypted/ --public_images photos-of-the-same-kind/ \\
@@ -155,6 +164,8 @@ def check(model_args: ModelArguments, data_args: DataArguments, training_args: T
         raise NeuraCryptError(f"there is no --metric_for_best_model {measure}: choose loss or accuracy")
     if training_args.batch_eval_metrics:
         raise NeuraCryptError("leave --batch_eval_metrics out: accuracy is of all images at once")
+    if "trackio" in (training_args.report_to or []) and training_args.hub_private_repo is False:
+        raise NeuraCryptError("trackio would show the run to everybody: leave --hub_private_repo False out, or trackio")
     check_output(str(training_args.output_dir), training_args.hub_token)
 
 
@@ -175,7 +186,7 @@ def defaults(flags: Mapping[str, Any]) -> dict[str, Any]:
     recipe = flags.get("recipe") or "neuracrypt"
     if recipe not in RECIPES:
         raise NeuraCryptError(f"there is no recipe {recipe!r}: choose from {', '.join(RECIPES)}")
-    chosen = dict(RECIPES[recipe]) | {"do_train": True}
+    chosen = dict(RECIPES[recipe]) | {"do_train": True, "hub_private_repo": True}
     if not (flags.get("save_strategy") or flags.get("save_steps")):
         chosen["save_total_limit"] = 1
     for kind in ("logging", "eval", "save"):  # a small run, too, has something to show, and to continue from
