@@ -30,13 +30,23 @@ import torch
 import yaml
 from accelerate.state import PartialState
 from accelerate.utils import broadcast_object_list
+from datasets import Dataset
 from transformers import EarlyStoppingCallback, HfArgumentParser, ProgressCallback, TrainingArguments, set_seed
 from transformers.utils import logging as transformers_logging
 
+from hf_neuracrypt.data.record import Record
 from hf_neuracrypt.errors import DatasetError, NeuraCryptError, fail, one_line_errors
 from hf_neuracrypt.models.embeddings import side
 from hf_neuracrypt.models.load import load_model, one_line, stock_processor
-from hf_neuracrypt.training.data import Collator, checked_records, choose_splits, compute_accuracy, load_splits, reader
+from hf_neuracrypt.training.data import (
+    Collator,
+    Splits,
+    checked_records,
+    choose_splits,
+    compute_accuracy,
+    load_splits,
+    reader,
+)
 from hf_neuracrypt.training.progress import Table, ahead
 from hf_neuracrypt.training.recipes import RECIPES, aligned_start, balanced, loss_of, optimizer_of
 from hf_neuracrypt.training.trainer import PublishingTrainer, check_output, find_checkpoint, steps_of
@@ -85,18 +95,8 @@ def main(model_args: ModelArguments, data_args: DataArguments, training_args: Tr
     set_seed(training_args.seed)
 
     # Load the dataset
-    splits = load_splits(
-        data_args.dataset_name, data_args.plain, data_args.image_column_name, data_args.label_column_name
-    )
-    records = checked_records(splits, data_args.allow_mixed_keys)
-    if public_images and len(records) > 1:
-        raise NeuraCryptError("--public_images align the images of one key: these have several")
-    if len(splits.label_names) < 2:
-        raise DatasetError(f"there is one class alone, {splits.label_names[0]}: nothing tells it from others")
+    splits, records, train_split, eval_split = load_data(data_args, training_args.seed, bool(public_images))
     checkpoint = find_checkpoint(training_args, records)
-    train_split, eval_split = choose_splits(
-        splits, data_args.train_val_split, training_args.seed, data_args.max_train_samples, data_args.max_eval_samples
-    )
     steps = steps_of(training_args, len(train_split))
 
     # Load the model, perhaps with an aligned start
@@ -167,6 +167,19 @@ def check(model_args: ModelArguments, data_args: DataArguments, training_args: T
     if "trackio" in (training_args.report_to or []) and training_args.hub_private_repo is False:
         raise NeuraCryptError("trackio would show the run to everybody: leave --hub_private_repo False out, or trackio")
     check_output(str(training_args.output_dir), training_args.hub_token)
+
+
+def load_data(data_args: DataArguments, seed: int, aligned: bool) -> tuple[Splits, list[Record], Dataset, Dataset]:
+    """The dataset, how it was encrypted, and what of it is learned and evaluated. Raises NeuraCryptError."""
+    names, columns = data_args.dataset_name, (data_args.image_column_name, data_args.label_column_name)
+    splits = load_splits(names, data_args.plain, *columns)
+    records = checked_records(splits, data_args.allow_mixed_keys)
+    if aligned and len(records) > 1:
+        raise NeuraCryptError("--public_images align the images of one key: these have several")
+    if len(splits.label_names) < 2:
+        raise DatasetError(f"there is one class alone, {splits.label_names[0]}: nothing tells it from others")
+    limits = data_args.max_train_samples, data_args.max_eval_samples
+    return splits, records, *choose_splits(splits, data_args.train_val_split, seed, *limits)
 
 
 def farewell(data_args: DataArguments, output: str, images: int, metrics: dict[str, float]) -> str:
