@@ -33,7 +33,7 @@ def main() -> None:
     print(text, flush=True)
     for row in result["worst_classes"]:
         taken = ", ".join(f"{name} ({count})" for name, count in row["taken_for"].items())
-        line = f"{row['accuracy']:.2f} of {row['images']} {row['class']}, else taken for {taken}"
+        line = f"{row['recall']:.2f} of {row['images']} {row['class']}, else taken for {taken}"
         print(printable(line), file=sys.stderr)
 
 

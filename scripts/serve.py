@@ -3,10 +3,11 @@
 python scripts/serve.py --model model/ --port 8000
 
 POST an encrypted image (`Content-Type: image/png`), or the JSON that `huggingface_hub.InferenceClient` sends when it
-asks for more labels, {"inputs": base64, "parameters": {"top_k": 10}}; the answer is [{"label": …, "score": …}, …], or
-{"error": the reason} with a status of 400 or more. The owner asks with `hf-neuracrypt predict --endpoint
-http://127.0.0.1:8000`. It has no encryption and no passwords of its own: on a network, put a server in front of it that
-has both.
+asks for more labels, {"inputs": base64, "parameters": {"top_k": 10, "function_to_apply": "softmax"}}; the answer is
+[{"label": …, "score": …}, …], or {"error": the reason} with a status of 400 or more. For a list of inputs it is a list
+of such answers. The owner asks with `hf-neuracrypt predict --endpoint http://127.0.0.1:8000`. It has no encryption and
+no passwords of its own: on a network, put a server in front of it that has both. The model is a stock one, so Inference
+Endpoints serve it as it is.
 """
 
 import argparse
@@ -25,7 +26,8 @@ from PIL import Image
 
 
 MAX_BYTES = 10_000_000
-MAX_TOP_K = 1000
+MAX_TOP_K, MAX_IMAGES = 1000, 64
+FUNCTIONS = ("softmax", "sigmoid", "none")
 MAX_CLIENTS = 16  # at a time; others wait until one of them is done
 PATIENCE = 10  # seconds for a client to send the whole of its request, and to take the answer
 
@@ -88,9 +90,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         try:
-            image, options = self._read()
+            images, options = self._read()
             with self.server.model:
-                status, answer = 200, _json(self.server.classify(image, **options))
+                status, answer = 200, _json(self.server.classify(images, **options))
         except Refused as refused:
             status, answer = refused.status, _json({"error": str(refused)})
         except Exception as error:
@@ -98,38 +100,50 @@ class Handler(BaseHTTPRequestHandler):
             status, answer = 500, _json({"error": "the model fails on this image"})
         self._reply(status, answer)
 
-    def _read(self) -> tuple[Image.Image, dict[str, int]]:
-        """The image, decoded, and options of the pipeline. Raises Refused."""
+    def _read(self) -> tuple[Image.Image | list[Image.Image], dict[str, Any]]:
+        """The image, decoded, or a list of them, and options of the pipeline. Raises Refused."""
         size = self.headers.get("Content-Length", "")
         if not size.isdecimal() or len(size) > 10 or int(size) > MAX_BYTES:
-            raise Refused(413, f"send an image of at most {MAX_BYTES:,} bytes")
+            raise Refused(413, f"send images of at most {MAX_BYTES:,} bytes")
         try:
-            body, options = self.rfile.read(int(size)), {}
+            body = self.rfile.read(int(size))
             if len(body) < int(size):
                 raise Refused(408, f"send the whole image within {PATIENCE} seconds")
-            if self.headers.get_content_type() == "application/json":
-                asked = json.loads(body)
-                body = base64.b64decode(asked["inputs"], validate=True)
-                options = self._options(asked.get("parameters") or {})
-            image = Image.open(io.BytesIO(body), formats=["PNG"])  # reads the header alone
-            width, height = self.server.image_size
-            if (image.mode, image.size) != ("RGB", (width, height)):
-                found = f"{image.mode} of {image.width} x {image.height}"
-                raise Refused(400, f"the model takes encrypted images, RGB of {width} x {height}; this one is {found}")
-            image.load()
+            if self.headers.get_content_type() != "application/json":
+                return self._image(body), {}
+            asked = json.loads(body)
+            options = self._options(asked.get("parameters") or {})
+            inputs = asked["inputs"]
+            if not isinstance(inputs, list):
+                return self._image(base64.b64decode(inputs, validate=True)), options
+            if not 0 < len(inputs) <= MAX_IMAGES:
+                raise Refused(400, f"send from 1 to {MAX_IMAGES} images at a time")
+            return [self._image(base64.b64decode(each, validate=True)) for each in inputs], options
         except Refused:
             raise
         except Exception:  # whatever a stranger may send
-            raise Refused(400, "that is no PNG image, nor JSON with one in base64 under `inputs`") from None
-        return image, options
+            raise Refused(400, "that is no PNG image, nor JSON with some in base64 under `inputs`") from None
 
-    def _options(self, parameters: dict[str, Any]) -> dict[str, int]:
-        top_k = parameters.get("top_k")
-        if top_k is None:
-            return {}
-        if type(top_k) is not int or top_k < 1:
-            raise Refused(400, "top_k must be a whole number from 1 on")
-        return {"top_k": min(top_k, MAX_TOP_K)}
+    def _image(self, data: bytes) -> Image.Image:
+        image = Image.open(io.BytesIO(data), formats=["PNG"])  # reads the header alone
+        width, height = self.server.image_size
+        if (image.mode, image.size) != ("RGB", (width, height)):
+            found = f"{image.mode} of {image.width} x {image.height}"
+            raise Refused(400, f"the model takes encrypted images, RGB of {width} x {height}; this one is {found}")
+        image.load()
+        return image
+
+    def _options(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        options: dict[str, Any] = {}
+        if (top_k := parameters.get("top_k")) is not None:
+            if type(top_k) is not int or top_k < 1:
+                raise Refused(400, "top_k must be a whole number from 1 on")
+            options["top_k"] = min(top_k, MAX_TOP_K)
+        if (function := parameters.get("function_to_apply")) is not None:
+            if function not in FUNCTIONS:
+                raise Refused(400, f"function_to_apply must be one of {', '.join(FUNCTIONS)}")
+            options["function_to_apply"] = function
+        return options
 
     def _reply(self, status: int, body: bytes) -> None:
         self.send_response(status)
@@ -158,7 +172,8 @@ def main() -> None:
             "image-classification", model=options.model, trust_remote_code=False,
             model_kwargs={"use_safetensors": True},
         )  # fmt: skip
-        side = classify.model.config.image_size
+        config = classify.model.config
+        side = getattr(config, "vision_config", config).image_size
         height, width = (side, side) if isinstance(side, int) else side
         server = Server((options.host, options.port), classify, (width, height))
     except Exception as error:  # a stranger's model may fail anywhere

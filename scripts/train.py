@@ -1,3 +1,12 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hf-neuracrypt @ git+https://github.com/hf-neuracrypt/hf_neuracrypt"]
+#
+# [tool.hf-jobs]
+# flavor = "a10g-small"
+# timeout = "6h"
+# secrets = ["HF_TOKEN"]
+# ///
 """Fine-tune a stock Vision Transformer on an encrypted dataset. This runs in the cloud; it needs no key.
 
 accelerate launch scripts/train.py --dataset_name encrypted/ --public_images photos-of-the-same-kind/ \\
@@ -21,13 +30,24 @@ import torch
 import yaml
 from accelerate.state import PartialState
 from accelerate.utils import broadcast_object_list
+from datasets import Dataset
 from transformers import EarlyStoppingCallback, HfArgumentParser, ProgressCallback, TrainingArguments, set_seed
 from transformers.utils import logging as transformers_logging
 
 from hf_neuracrypt.data.batches import use_own_cores
+from hf_neuracrypt.data.record import Record
 from hf_neuracrypt.errors import DatasetError, NeuraCryptError, fail, one_line_errors
-from hf_neuracrypt.models.load import load_model, stock_processor
-from hf_neuracrypt.training.data import Collator, checked_records, choose_splits, compute_accuracy, load_splits, reader
+from hf_neuracrypt.models.embeddings import side
+from hf_neuracrypt.models.load import load_model, one_line, stock_processor
+from hf_neuracrypt.training.data import (
+    Collator,
+    Splits,
+    checked_records,
+    choose_splits,
+    compute_accuracy,
+    load_splits,
+    reader,
+)
 from hf_neuracrypt.training.progress import Table, ahead
 from hf_neuracrypt.training.recipes import RECIPES, aligned_start, balanced, loss_of, optimizer_of
 from hf_neuracrypt.training.trainer import PublishingTrainer, check_output, find_checkpoint, steps_of
@@ -77,26 +97,18 @@ def main(model_args: ModelArguments, data_args: DataArguments, training_args: Tr
     use_own_cores()
 
     # Load the dataset
-    splits = load_splits(
-        data_args.dataset_name, data_args.plain, data_args.image_column_name, data_args.label_column_name
-    )
-    records = checked_records(splits, data_args.allow_mixed_keys)
-    if public_images and len(records) > 1:
-        raise NeuraCryptError("--public_images align the images of one key: these have several")
-    if len(splits.label_names) < 2:
-        raise DatasetError(f"there is one class alone, {splits.label_names[0]}: nothing tells it from others")
+    splits, records, train_split, eval_split = load_data(data_args, training_args.seed, bool(public_images))
     checkpoint = find_checkpoint(training_args, records)
-    train_split, eval_split = choose_splits(
-        splits, data_args.train_val_split, training_args.seed, data_args.max_train_samples, data_args.max_eval_samples
-    )
     steps = steps_of(training_args, len(train_split))
 
     # Load the model, perhaps with an aligned start
     image_size = records[0].config.image_size if records else data_args.image_size
     model = load_model(pretrained, model_args.config_name, splits.label_names, image_size, records)
-    collator = Collator(splits.columns, reader(records, model.config.image_size))
+    image_size = side(model.config, "image_size")
+    collator = Collator(splits.columns, reader(records, image_size))
     if training_args.process_index == 0:
-        print(ahead(model, train_split, collator, steps, training_args), flush=True)
+        with one_line(str(pretrained or model_args.config_name), "use"):
+            print(ahead(model, train_split, collator, steps, training_args), flush=True)
     if public_images and checkpoint is None:
         if training_args.process_index == 0:
             aligned_start(model, train_split, splits.columns, records, public_images, training_args.seed)
@@ -113,7 +125,7 @@ def main(model_args: ModelArguments, data_args: DataArguments, training_args: Tr
         train_dataset=train_split,
         eval_dataset=eval_split,
         data_collator=collator,
-        processing_class=stock_processor(model.config.image_size, data_args.plain),
+        processing_class=stock_processor(image_size, data_args.plain),
         compute_metrics=compute_accuracy,
         compute_loss_func=loss_of(weight, training_args.label_smoothing_factor),
         callbacks=[EarlyStoppingCallback(patience)] if patience else None,
@@ -154,7 +166,22 @@ def check(model_args: ModelArguments, data_args: DataArguments, training_args: T
         raise NeuraCryptError(f"there is no --metric_for_best_model {measure}: choose loss or accuracy")
     if training_args.batch_eval_metrics:
         raise NeuraCryptError("leave --batch_eval_metrics out: accuracy is of all images at once")
+    if "trackio" in (training_args.report_to or []) and training_args.hub_private_repo is False:
+        raise NeuraCryptError("trackio would show the run to everybody: leave --hub_private_repo False out, or trackio")
     check_output(str(training_args.output_dir), training_args.hub_token)
+
+
+def load_data(data_args: DataArguments, seed: int, aligned: bool) -> tuple[Splits, list[Record], Dataset, Dataset]:
+    """The dataset, how it was encrypted, and what of it is learned and evaluated. Raises NeuraCryptError."""
+    names, columns = data_args.dataset_name, (data_args.image_column_name, data_args.label_column_name)
+    splits = load_splits(names, data_args.plain, *columns)
+    records = checked_records(splits, data_args.allow_mixed_keys)
+    if aligned and len(records) > 1:
+        raise NeuraCryptError("--public_images align the images of one key: these have several")
+    if len(splits.label_names) < 2:
+        raise DatasetError(f"there is one class alone, {splits.label_names[0]}: nothing tells it from others")
+    limits = data_args.max_train_samples, data_args.max_eval_samples
+    return splits, records, *choose_splits(splits, data_args.train_val_split, seed, *limits)
 
 
 def farewell(data_args: DataArguments, output: str, images: int, metrics: dict[str, float]) -> str:
@@ -174,7 +201,7 @@ def defaults(flags: Mapping[str, Any]) -> dict[str, Any]:
     recipe = flags.get("recipe") or "neuracrypt"
     if recipe not in RECIPES:
         raise NeuraCryptError(f"there is no recipe {recipe!r}: choose from {', '.join(RECIPES)}")
-    chosen = dict(RECIPES[recipe]) | {"do_train": True}
+    chosen = dict(RECIPES[recipe]) | {"do_train": True, "hub_private_repo": True}
     if not (flags.get("save_strategy") or flags.get("save_steps")):
         chosen["save_total_limit"] = 1
     for kind in ("logging", "eval", "save"):  # a small run, too, has something to show, and to continue from

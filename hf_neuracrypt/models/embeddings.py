@@ -12,7 +12,7 @@ import copy
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_neuracrypt.alignment import Alignment
 from hf_neuracrypt.encoders.base import Encoder
@@ -29,35 +29,83 @@ WARNING = (
 )
 
 
+def vision(config: PreTrainedConfig) -> Any:
+    """The part of a model's config that says how it sees: CLIP's and SigLIP's have one of text, too."""
+    return getattr(config, "vision_config", None) or config
+
+
+def side(config: PreTrainedConfig, field: str) -> Any:
+    """`image_size` or `patch_size`: one number where both sides are alike, as they mostly are."""
+    value = getattr(vision(config), field, None)
+    return value[0] if isinstance(value, list | tuple) and value and len(set(value)) == 1 else value
+
+
 def at_size(model: PreTrainedModel, size: int) -> PreTrainedModel:
-    """The same weights in a model for images of `size` pixels, the grid of position embeddings interpolated."""
-    config = copy.deepcopy(model.config)
-    config.image_size = size
-    resized = type(model)(config)
-    weights, name = model.state_dict(), f"{model.base_model_prefix}.embeddings.position_embeddings"
-    old, target = weights[name], size // config.patch_size
-    grid = model.config.image_size // config.patch_size
-    extra = old.shape[1] - grid**2  # the class token, and a distillation token if there is one
-    patches = old[:, extra:].reshape(1, grid, grid, -1).permute(0, 3, 1, 2)
-    patches = torch.nn.functional.interpolate(patches, (target, target), mode="bicubic", align_corners=False)
-    weights[name] = torch.cat([old[:, :extra], patches.flatten(2).transpose(1, 2)], dim=1)
+    """The same weights in a model for images of `size` pixels, the grid of position embeddings interpolated.
+
+    Raises:
+        NeuraCryptError: other weights than such a grid depend on the size, or the model knows no patches.
+    """
+    old, patch, config = side(model.config, "image_size"), side(model.config, "patch_size"), copy.deepcopy(model.config)
+    vision(config).image_size = size if isinstance(vision(config).image_size, int) else [size, size]
+    resized, weights, fits = type(model)(config), model.state_dict(), patch is not None
+    for name, target in resized.state_dict().items():
+        if fits and weights[name].shape != target.shape:
+            extra, grids = weights[name].shape[-2] - (old // patch) ** 2, (old // patch, size // patch)  # class tokens
+            if fits := extra >= 0 and target.shape[-2] == extra + grids[1] ** 2:
+                weights[name] = _resized(weights[name], extra, *grids).view(target.shape)
+    if not fits:
+        kind = model.config.model_type
+        raise NeuraCryptError(
+            f"this model is a {kind} for images of {old} pixels, not of {size}: encrypt with --image-size {old}"
+        )
     resized.load_state_dict(weights)
     return resized
+
+
+def _resized(positions: torch.Tensor, extra: int, old: int, new: int) -> torch.Tensor:
+    """(…, extra + old^2, D) -> (1, extra + new^2, D), bicubic."""
+    rows = positions.reshape(1, extra + old**2, -1)
+    grid = rows[:, extra:].reshape(1, old, old, -1).permute(0, 3, 1, 2)
+    grid = torch.nn.functional.interpolate(grid, (new, new), mode="bicubic", align_corners=False)
+    return torch.cat([rows[:, :extra], grid.flatten(2).transpose(1, 2)], dim=1)
+
+
+def patch_embedding(model: PreTrainedModel) -> tuple[torch.nn.Conv2d, torch.nn.Parameter | None]:
+    """The one linear map that every patch goes through, and the position embeddings (…, M, D), if they are added to it.
+
+    Raises:
+        NeuraCryptError: patches go through something else.
+    """
+    patch = side(model.config, "patch_size")
+    square = [
+        (name.split(".patch_embed")[0], module)
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Conv2d) and module.kernel_size == module.stride == (patch, patch)
+    ]
+    if len(square) != 1 or square[0][1].in_channels != 3:
+        raise NeuraCryptError(f"a {model.config.model_type} has no linear embedding of patches: it cannot be aligned")
+    ((place, projection),) = square
+    parts = model.get_submodule(place).named_parameters()
+    return projection, next((weight for name, weight in parts if name.startswith("position_embedding")), None)
 
 
 def fold(model: PreTrainedModel, alignment: Alignment) -> None:
     """Give the model embeddings that see through the encryption: on ciphertexts, what it had on decrypted patches.
 
-    The map goes into the weights of the patch embedding, the means of each position into the position embeddings.
+    The map goes into the weights of the patch embedding, the means of each position into the position embeddings; of a
+    model without them, the mean of all positions into the bias.
     """
-    embeddings: Any = model.base_model.embeddings
-    weight, positions = embeddings.patch_embeddings.projection.weight, embeddings.position_embeddings
-    old = weight.detach().flatten(1)
+    projection, positions = patch_embedding(model)
+    old = projection.weight.detach().flatten(1)
     new = old @ alignment.to_plain.T
     shift = alignment.plain_mean @ old.T - alignment.cipher_mean @ new.T  # before `old`, a view, is overwritten
     with torch.no_grad():
-        weight.copy_(new.reshape(weight.shape))
-        positions[:, -len(shift) :] += shift
+        projection.weight.copy_(new.reshape(projection.weight.shape))
+        if positions is not None:
+            positions[..., -len(shift) :, :] += shift
+        elif projection.bias is not None:
+            projection.bias += shift.mean(0)
 
 
 @torch.no_grad()

@@ -4,15 +4,18 @@ import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import (
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
     AutoConfig,
     AutoModelForImageClassification,
     PreTrainedConfig,
     PreTrainedModel,
+    ViTConfig,
     ViTImageProcessorPil,
 )
 from transformers.utils import logging as transformers_logging
@@ -20,7 +23,7 @@ from transformers.utils import logging as transformers_logging
 from hf_neuracrypt.data.record import Record
 from hf_neuracrypt.errors import ConfigError, HubError, NeuraCryptError, first_line
 from hf_neuracrypt.hub import explain, may_be_repository, may_have_files, offline, read_small_file
-from hf_neuracrypt.models.embeddings import at_size
+from hf_neuracrypt.models.embeddings import at_size, side, vision
 from hf_neuracrypt.models.neuracrypt_vit import NeuraCryptViTConfig, NeuraCryptViTForImageClassification
 
 
@@ -161,8 +164,17 @@ def load_model(
     if source is None:
         raise NeuraCryptError("give the name of a model, or of a config")
     config = load_model_config(source)
-    if not hasattr(config, "image_size"):
-        raise NeuraCryptError(f"{source} is a {config.model_type}, not a Vision Transformer of patches")
+    if config.model_type == "vit_mae":  # the encoder is a ViT, and its weights are named so
+        config = ViTConfig(
+            **{field: value for field, value in config.to_dict().items() if field in ViTConfig().to_dict()}
+        )
+    if not hasattr(vision(config), "image_size"):
+        raise NeuraCryptError(f"{source} is a {config.model_type}, not a Vision Transformer for images of one size")
+    if type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
+        kind = config.model_type
+        raise NeuraCryptError(
+            f"{source} is a {kind}, of which transformers has no image classifier: take a ViT, DeiT, DINOv2 or SigLIP"
+        )
     check_patches(config, records)
     for field, value in OURS.items():
         setattr(config, field, value)
@@ -183,11 +195,15 @@ def load_model(
 def check_patches(config: PreTrainedConfig, records: Sequence[Record]) -> None:
     """Where an encryption works on a model's patches, they must be of one size. Raises NeuraCryptError."""
     for scheme in (record.config for record in records):
-        own = getattr(config, "patch_size", scheme.tile)
+        own = side(config, "patch_size") if hasattr(vision(config), "patch_size") else scheme.tile
         if scheme.fits_patches and own != scheme.tile:
+            advice = f"encrypt with --patch-size {own}"
+            try:
+                replace(scheme, patch_size=own)  # type: ignore[call-arg]
+            except ConfigError:  # Swin, ConvNeXt: 4
+                advice = f"a ciphertext is noise to it; take a model of patches of {scheme.tile}"
             raise NeuraCryptError(
-                f"the model has patches of {own} pixels, the images were encrypted with {scheme.tile}: "
-                f"encrypt with --patch-size {own}"
+                f"the model has patches of {own} pixels, the images were encrypted with {scheme.tile}: {advice}"
             )
 
 
@@ -197,17 +213,11 @@ def _image_model(
     config.num_labels = len(label_names)
     config.id2label, config.label2id = dict(enumerate(label_names)), {name: i for i, name in enumerate(label_names)}
     if name is None:
-        config.image_size = size or config.image_size
+        vision(config).image_size = size or vision(config).image_size
         _check_parameters(AutoModelForImageClassification, config)
         return AutoModelForImageClassification.from_config(config, trust_remote_code=False), set()
     model, absent = _from_pretrained(AutoModelForImageClassification, name, config, ignore_mismatched_sizes=True)
-    if size in (None, config.image_size):
-        return model, absent
-    if not hasattr(config, "patch_size"):
-        raise NeuraCryptError(
-            f"{name} is a {config.model_type} for images of {config.image_size} pixels, not of {size}"
-        )
-    return at_size(model, size), absent
+    return model if size in (None, side(config, "image_size")) else at_size(model, size), absent
 
 
 def _patch_model(

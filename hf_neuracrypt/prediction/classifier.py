@@ -14,6 +14,7 @@ from hf_neuracrypt.data.batches import encrypt_rows, use_own_cores
 from hf_neuracrypt.data.record import Record
 from hf_neuracrypt.encoders.base import Encoder
 from hf_neuracrypt.errors import ConfigError, ImageError, KeyMismatchError
+from hf_neuracrypt.models.embeddings import side
 from hf_neuracrypt.models.load import check_patches, load_classifier, load_model_config, model_records, one_line
 from hf_neuracrypt.schemes import check_floor
 
@@ -121,7 +122,7 @@ def model_record(model: str, encoder: Encoder) -> Record:
             f"{model} says it was trained on images of another config: {of_key[0].config.to_json()}, yours is "
             f"{encoder.config.to_json()}; nothing was encrypted"
         )
-    if encoder.config.patch_shape is None and getattr(config, "image_size", None) != encoder.config.image_size:
+    if encoder.config.patch_shape is None and side(config, "image_size") != encoder.config.image_size:
         raise ConfigError(f"{model} contradicts itself: its input is not as large as the images it learned from")
     check_patches(config, of_key[:1])
     return of_key[0]

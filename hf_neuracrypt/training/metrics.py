@@ -20,6 +20,7 @@ from transformers.utils import logging
 
 from hf_neuracrypt.data.batches import use_own_cores
 from hf_neuracrypt.errors import DatasetError, KeyMismatchError
+from hf_neuracrypt.models.embeddings import side
 from hf_neuracrypt.models.load import load_classifier, load_model_config, model_records, one_line
 from hf_neuracrypt.training.data import Splits, load_splits, reader, sample, undecoded
 from hf_neuracrypt.training.progress import mistakes
@@ -88,7 +89,7 @@ def evaluate_model(
     names, metric, config = splits.label_names, Accuracy(), load_model_config(model)
     guesses: list[str] = []
     use_own_cores()
-    classifier, read = load_classifier(model), reader(splits.records, config.image_size)
+    classifier, read = load_classifier(model), reader(splits.records, side(config, "image_size"))
     start = time.perf_counter()
     with tqdm(total=len(data), desc="Evaluating", unit=" images") as bar, one_line(model, "use"):
         for batch in undecoded(data, splits.columns).iter(batch_size):

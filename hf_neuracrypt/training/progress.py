@@ -78,7 +78,7 @@ def mistakes(names: Sequence[str], truths: Sequence[int], guesses: Sequence[str]
     rows: list[dict[str, Any]] = []
     for label in {label for label, _ in wrong}:
         taken = {guess: number for (truth, guess), number in wrong.most_common() if truth == label}
-        accuracy = round(1 - sum(taken.values()) / images[label], 4)
+        recall = round(1 - sum(taken.values()) / images[label], 4)
         most = dict(list(taken.items())[:3])
-        rows.append({"class": names[label], "images": images[label], "accuracy": accuracy, "taken_for": most})
-    return sorted(rows, key=lambda row: (row["accuracy"], row["class"]))[:5]
+        rows.append({"class": names[label], "images": images[label], "recall": recall, "taken_for": most})
+    return sorted(rows, key=lambda row: (row["recall"], row["class"]))[:5]

@@ -3,11 +3,9 @@
 What each is worth is in model_cards/ablation.md. A flag that the user gives always wins over a recipe's.
 """
 
-import copy
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from datasets import Dataset
@@ -18,7 +16,7 @@ from hf_neuracrypt.data.columns import Columns, find_columns
 from hf_neuracrypt.data.record import Record
 from hf_neuracrypt.data.sources import load_source, stored_record
 from hf_neuracrypt.errors import DatasetError, NeuraCryptError
-from hf_neuracrypt.models.embeddings import fold
+from hf_neuracrypt.models.embeddings import fold, patch_embedding, side
 from hf_neuracrypt.training.data import Collator, reader, undecoded
 
 
@@ -64,7 +62,7 @@ def optimizer_of(recipe: str, args: TrainingArguments, model: PreTrainedModel, p
         slow: list[torch.nn.Parameter] = []
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                (fast if "patch_embeddings" in name or name.startswith("classifier") else slow).append(parameter)
+                (fast if "patch_embedding" in name or name.startswith("classifier") else slow).append(parameter)
         options["params"] = [
             {"params": slow, "lr": args.learning_rate, "weight_decay": args.weight_decay},
             {"params": fast, "lr": args.learning_rate * EMBEDDING_FACTOR, "weight_decay": args.weight_decay},
@@ -93,29 +91,29 @@ def aligned_start(
 
     Raises:
         DatasetError: there are no such images, or they are encrypted.
-        NeuraCryptError: there are too few images on a side, or the model is no ViT.
+        NeuraCryptError: there are too few images on a side, or the model has no linear embedding of patches.
     """
-    if model.config.model_type not in ("vit", "deit"):
-        raise NeuraCryptError(f"--public_images align a ViT of patches, not a {model.config.model_type}")
+    projection, positions = patch_embedding(model)
     if stored_record(public_images) is not None:
         raise DatasetError(f"{public_images} is encrypted: --public_images are plain images that anybody may see")
     splits = load_source(public_images)
     public = splits["train"] if "train" in splits else next(iter(splits.values()))
     public_columns = replace(find_columns(public.features, None, None), label=None)
-    size, patch_size = model.config.image_size, model.config.patch_size
+    size, patch_size = side(model.config, "image_size"), side(model.config, "patch_size")
     count = alignment.MAX_PATCHES // (size // patch_size) ** 2
     cipher, labels = _images(split, Collator(columns, reader(records, size)), count, seed)
     plain, _ = _images(undecoded(public, public_columns), Collator(public_columns, reader([], size)), count, seed)
     found = alignment.align(cipher, plain, patch_size, seed)
     if labels is None:
         raise DatasetError("an aligned start needs labels, which decide whether the map helps")
-    body: Any = model.base_model
-    embeddings, probed = body.embeddings, (cipher[:PROBED], labels[:PROBED])
-    usual, before = copy.deepcopy(embeddings.state_dict()), probe(model, *probed)
+    probed, folded = (cipher[:PROBED], labels[:PROBED]), (projection.weight, projection.bias, positions)
+    usual = [(weight, weight.detach().clone()) for weight in folded if weight is not None]
+    before = probe(model, *probed)
     fold(model, found)
     after, kept = probe(model, *probed), "kept"
     if after < before:
-        embeddings.load_state_dict(usual)
+        for weight, value in usual:
+            weight.data.copy_(value)
         kept = f"dropped, as {public_images} do not help"
     logging.getLogger(__name__).info(
         "Aligned %d ciphertexts with %d public images: the map explains %.2f of the patches; %s: the probe, which is "
@@ -127,17 +125,22 @@ def aligned_start(
 
 @torch.no_grad()
 def probe(model: PreTrainedModel, pixels: torch.Tensor, labels: torch.Tensor) -> float:
-    """How much the frozen model sees: the share of images whose label a ridge regression on the class token, learned
-    on three quarters of the images, tells of the others.
+    """How much the frozen model sees: the share of images whose label a ridge regression on what its head is given,
+    learned on three quarters of the images, tells of the others.
 
     Args:
-        model: a ViT.
+        model: with a `classifier`.
         pixels: float32 (B, 3, S, S) in [-1, 1].
         labels: int64 (B,).
     """
     training = model.training
     model.eval()
-    x = torch.cat([model.base_model(pixel_values=part).last_hidden_state[:, 0] for part in pixels.split(100)]).double()
+    given: list[torch.Tensor] = []
+    hook = model.get_submodule("classifier").register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
+    for part in pixels.split(100):
+        model(pixel_values=part)
+    hook.remove()
+    x = torch.cat(given).double()
     model.train(training)
     x, y = x - x.mean(0), torch.nn.functional.one_hot(labels).double()
     fold, right = torch.arange(len(x)) % 4, 0

@@ -1,6 +1,7 @@
 """The launchers: `scripts/encrypt.py` under torchrun and SLURM's variables; and the benchmarks."""
 
 import json
+import tomllib
 
 import pytest
 
@@ -38,6 +39,16 @@ def test_rank_and_world_size_by_hand(source, tmp_path):
     assert_one_line_error(command("verify", tmp_path / "out"), "unfinished")
     last = command("encrypt", *source, tmp_path / "out", "--rank", 1, "--world-size", 2)
     assert last.returncode == 0 and "Encrypted 400 images" in last.stderr
+
+
+def test_the_script_says_what_it_needs_where_nothing_is_installed():
+    """PEP 723, for `uv run` and `hf jobs uv run`: this package, of its own repository, on the Pythons it takes."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = (ROOT / "scripts" / "train.py").read_text().split("# /// script\n")[1].split("# ///\n")[0].splitlines()
+    header = tomllib.loads("\n".join(line.removeprefix("#").removeprefix(" ") for line in lines))
+    assert header["requires-python"] == project["requires-python"]
+    assert header["dependencies"] == [f"{project['name']} @ git+{project['urls']['Repository']}"]
+    assert header["tool"]["hf-jobs"]["secrets"] == ["HF_TOKEN"]
 
 
 def benchmark(folder, *words: object) -> dict:

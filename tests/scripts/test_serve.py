@@ -64,6 +64,24 @@ def test_images_and_options_reach_the_pipeline():
     assert [options for _, options in asked] == [{}, {}, {}, {"top_k": 3}, {"top_k": serve.MAX_TOP_K}]
 
 
+def test_the_function_to_apply_and_lists_of_images():
+    asked = []
+    with serving(lambda images, **options: asked.append((images, options)) or [ANSWER, ANSWER]) as address:
+        several = inputs(function_to_apply="sigmoid") | {"inputs": [inputs()["inputs"]] * 2}
+        assert post(address, several) == (200, [ANSWER, ANSWER])
+        for wrong, reason in (
+            (inputs(function_to_apply="argmax"), "function_to_apply must be one of softmax, sigmoid, none"),
+            (inputs(function_to_apply=[]), "function_to_apply must be one of"),
+            ({"inputs": []}, "from 1 to 64 images"),
+            ({"inputs": [inputs()["inputs"]] * 65}, "from 1 to 64 images"),
+            ({"inputs": [inputs()["inputs"], "x"]}, "no PNG image"),
+        ):
+            status, content = post(address, wrong)
+            assert status == 400 and reason in content["error"]
+    ((images, options),) = asked
+    assert options == {"function_to_apply": "sigmoid"} and all(np.array_equal(image, IMAGE) for image in images)
+
+
 def test_nothing_of_ours():
     tree = ast.parse((ROOT / "scripts" / "serve.py").read_text())
     names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]

@@ -75,6 +75,8 @@ def test_two_small_batches_are_one_large_batch(name, train, tmp_path):
         (("--dataloader_drop_last", "True", "--per_device_train_batch_size", 64), "48 images make 0 batches"),
         (("--batch_eval_metrics", "True"), "leave --batch_eval_metrics out"),
         (("--report_to", "comet_ml"), "comet"),
+        (("--report_to", "nonesuch"), "nonesuch is not supported"),
+        (("--report_to", "trackio", "--hub_private_repo", "False"), "show the run to everybody"),
         (("--load_best_model_at_end", "True", "--metric_for_best_model", "f1"), "loss or accuracy"),
     ],
 )
@@ -142,7 +144,7 @@ def test_what_a_run_says(folder, tmp_path):
 def test_the_worst_classes_come_first():
     names, truths = ["cat", "dog", "horse"], [0, 0, 1, 1, 1, 2]
     assert mistakes(names, truths, ["cat", "cat", "dog", "cat", "dog", "ox"]) == [
-        {"class": "horse", "images": 1, "accuracy": 0.0, "taken_for": {"ox": 1}},
-        {"class": "dog", "images": 3, "accuracy": 0.6667, "taken_for": {"cat": 1}},
+        {"class": "horse", "images": 1, "recall": 0.0, "taken_for": {"ox": 1}},
+        {"class": "dog", "images": 3, "recall": 0.6667, "taken_for": {"cat": 1}},
     ]
     assert mistakes(names, truths, [names[truth] for truth in truths]) == []
