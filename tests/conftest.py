@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from datasets import DatasetDict
+from transformers.utils import logging as transformers_logging
 
 from hf_neuracrypt.encoders import load_encoder
 from hf_neuracrypt.keys import SecretKey
@@ -34,6 +35,14 @@ def _own_cache(tmp_path_factory):
     import datasets.config
 
     datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets-cache")
+
+
+@pytest.fixture(autouse=True)
+def _loudness():
+    """What transformers says does not depend on the tests before."""
+    loudness = transformers_logging.get_verbosity()
+    yield
+    transformers_logging.set_verbosity(loudness)
 
 
 @pytest.fixture(scope="session")

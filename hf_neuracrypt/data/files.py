@@ -8,12 +8,14 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path, PurePath
 
+from hf_neuracrypt.data.manifest import MANIFEST
 from hf_neuracrypt.errors import DatasetError, printable
 from hf_neuracrypt.images import ENDINGS, OTHER_ENDINGS
 
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
-ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "config.json")  # of a dataset, and not data
+# Of a dataset, and not data:
+ABOUT = (MANIFEST, "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "config.json")
 TABLES = {
     ".parquet": "parquet",
     ".csv": "csv",
