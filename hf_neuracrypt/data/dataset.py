@@ -187,7 +187,7 @@ def make_plan(
         for name, split in splits.items()
     }
     labels = Labels(names, hide_labels, encoder.key, keyed_tag(encoder.key, json.dumps(origins), "labels"))
-    keyed = hide_labels or any(_is_sorted(split, columns.label) for split in splits.values())
+    keyed = hide_labels or any(_is_by_class(split, columns.label) for split in splits.values())
     stored = {"image": encoder.stored.feature} | ({"label": labels.feature} if columns.label else {})
     features = Features(stored | {name: first[name] for name in columns.kept})
     return Plan(encoder, columns, labels, features, origins, keyed)
@@ -255,13 +255,15 @@ def keyed_tag(key: SecretKey, text: str, purpose: str) -> str:
     return key.integers(text, purpose, (16,)).tobytes().hex()
 
 
-def _is_sorted(split: Split, label: str | None) -> bool:
+def _is_by_class(split: Split, label: str | None) -> bool:
     """Whether rows come class by class, as those of a folder of images do."""
     if label is None or not isinstance(split, Dataset):
         return False
     values = split.with_format(None)[label][:]
-    comparable = values and None not in values and values[0] != values[-1]
-    return bool(comparable and all(a <= b for a, b in itertools.pairwise(values)))
+    runs = [value for value, _ in itertools.groupby(values)]
+    if None in runs or not 1 < len(runs) == len(set(runs)):
+        return False
+    return len(runs) < len(values) or runs == sorted(runs)  # one row of each: in the order of their names
 
 
 def use_spawn() -> None:
