@@ -38,14 +38,14 @@ def find_columns(
         raise DatasetError(f"none of the columns {', '.join(IMAGE_COLUMNS)} is there: {found}; name it: --image-column")
     label = label or next((name for name in LABEL_COLUMNS if name in features), None)
     for name in kept:
-        if kind := _picture_like(features[name]):
+        if kind := picture_like(features[name]):
             raise DatasetError(f"column {name!r} holds {kind}: kept columns are stored in clear, so it cannot be kept")
         if name in (image, label) or name in ("image", "label"):
             raise DatasetError(f"column {name!r} cannot be kept beside the encrypted `image` and `label`")
     return Columns(image, label, tuple(kept))
 
 
-def _picture_like(feature: Any) -> str | None:
+def picture_like(feature: Any) -> str | None:
     """What a column holds, at any depth, that may be pictures in clear; None: nothing of the kind."""
     if isinstance(feature, dict):
         inner = list(feature.values())
@@ -56,7 +56,7 @@ def _picture_like(feature: Any) -> str | None:
     name, dtype = type(feature).__name__, str(getattr(feature, "dtype", ""))
     if name in ("Image", "Audio", "Video", "Pdf", "Nifti") or "binary" in dtype or name.startswith("Array"):
         return {"Image": "images", "Audio": "audio", "Video": "videos"}.get(name, "binary data")
-    return next((kind for each in inner if (kind := _picture_like(each))), None)
+    return next((kind for each in inner if (kind := picture_like(each))), None)
 
 
 def label_names(

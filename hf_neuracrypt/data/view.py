@@ -7,7 +7,7 @@ from datasets import Dataset
 from torch.utils.data import Dataset as TorchDataset
 
 from hf_neuracrypt.data.batches import encrypt_rows
-from hf_neuracrypt.data.columns import find_columns
+from hf_neuracrypt.data.columns import find_columns, picture_like
 from hf_neuracrypt.encoders.base import Encoder
 from hf_neuracrypt.errors import ImageError, NeuraCryptError
 from hf_neuracrypt.schemes import check_floor
@@ -18,9 +18,10 @@ class EncryptedView(TorchDataset):
 
     Each image becomes what `encrypt_dataset` would store of it, and whatever `augment` does to the plain image before
     (a crop, a flip) happens anew each time, which a stored ciphertext cannot have. The other columns are passed on as
-    they are. **What lies underneath stays plain**: so this is no `datasets.Dataset`, and whatever would publish or
-    store it is refused. It is picklable, for the workers of a DataLoader, if the key came from a file; what goes is the
-    file's path.
+    they are, but for those that hold pictures or other binary data: they would be in clear. **What lies underneath
+    stays plain**: so this is no `datasets.Dataset`, and whatever would publish or store it is refused. It is picklable,
+    for the workers of a DataLoader, if the key came from a file: the pickle holds the path of that file, and the
+    dataset as it is, plain.
 
     Args:
         dataset: plain images.
@@ -48,6 +49,7 @@ class EncryptedView(TorchDataset):
         check_floor(encoder.config)
         self.dataset, self.encoder, self.augment = dataset, encoder, augment
         self.image_column = find_columns(dataset.features, image_column, None).image
+        self.left_out = {name for name, kind in dataset.features.items() if picture_like(kind)} - {self.image_column}
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -64,7 +66,7 @@ class EncryptedView(TorchDataset):
         for place, (row, stored) in enumerate(zip(rows, images)):
             if isinstance(stored, ImageError):
                 raise ImageError(f"row {row} cannot be encrypted: {stored}")
-            values = {name: column[place] for name, column in batch.items()}
+            values = {name: column[place] for name, column in batch.items() if name not in self.left_out}
             encrypted.append(values | {self.image_column: self.encoder.stored.shown(stored[0])})
         return encrypted
 
