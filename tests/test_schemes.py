@@ -95,6 +95,11 @@ def test_defaults_are_above_the_floors(scheme):
     check_floor(make_config(scheme, {}))
 
 
+@pytest.mark.parametrize("size", [30, 33, 225])
+def test_a_scheme_of_single_pixels_takes_any_size(size):
+    check_floor(make_config("pe", {"image_size": size}))
+
+
 def derived_from(key, monkeypatch, action) -> list[bytes]:
     """The info of every subkey that an action takes from a key."""
     found, derive = [], SecretKey._derive

@@ -45,7 +45,7 @@ def find_columns(
         raise DatasetError(f"none of the columns {', '.join(IMAGE_COLUMNS)} is there: {found}; name it: --image-column")
     label = label or next((name for name in LABEL_COLUMNS if name in features), None)
     for name in kept:
-        if kind := _picture_like(features[name]):
+        if kind := picture_like(features[name]):
             raise DatasetError(f"column {name!r} holds {kind}: kept columns are stored in clear, so it cannot be kept")
         if features[name] is None:
             raise DatasetError(f"column {name!r} of a stream has no type that is known, so it cannot be kept: cast it")
@@ -136,7 +136,7 @@ def array_dtype(feature: Any) -> str | None:
     return None if feature is None or isinstance(feature, Image) else str(getattr(feature, "dtype", "")) or None
 
 
-def _picture_like(feature: Any) -> str | None:
+def picture_like(feature: Any) -> str | None:
     """What a column holds, at any depth, that may be pictures in clear; None: nothing of the kind."""
     if isinstance(feature, dict):
         inner = list(feature.values())
@@ -147,7 +147,7 @@ def _picture_like(feature: Any) -> str | None:
     name, dtype = type(feature).__name__, str(getattr(feature, "dtype", ""))
     if name in ("Image", "Audio", "Video", "Pdf", "Nifti") or "binary" in dtype or name.startswith("Array"):
         return {"Image": "images", "Audio": "audio", "Video": "videos"}.get(name, "binary data")
-    return next((kind for each in inner if (kind := _picture_like(each))), None)
+    return next((kind for each in inner if (kind := picture_like(each))), None)
 
 
 def label_names(
@@ -179,13 +179,15 @@ def label_names(
     return None
 
 
-def is_sorted(split: Dataset | IterableDataset, label: str | None) -> bool:
+def is_by_class(split: Dataset | IterableDataset, label: str | None) -> bool:
     """Whether rows come class by class, as those of a folder of images do."""
     if label is None or not isinstance(split, Dataset):
         return False
     values = split.with_format(None)[label][:]
-    comparable = values and None not in values and values[0] != values[-1]
-    return bool(comparable and all(a <= b for a, b in itertools.pairwise(values)))
+    runs = [value for value, _ in itertools.groupby(values)]
+    if None in runs or not 1 < len(runs) == len(set(runs)):
+        return False
+    return len(runs) < len(values) or runs == sorted(runs)  # one row of each: in the order of their names
 
 
 class Labels:

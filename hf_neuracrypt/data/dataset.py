@@ -26,7 +26,7 @@ from hf_neuracrypt.data.columns import (
     check_splits,
     common_columns,
     features_of,
-    is_sorted,
+    is_by_class,
     label_names,
 )
 from hf_neuracrypt.data.record import Record
@@ -199,7 +199,7 @@ def make_plan(
         for name, split in splits.items()
     }
     labels = Labels(names, hide_labels, encoder.key, keyed_tag(encoder.key, json.dumps(origins), "labels"))
-    keyed = hide_labels or any(is_sorted(split, columns.label) for split in splits.values())
+    keyed = hide_labels or any(is_by_class(split, columns.label) for split in splits.values())
     stored = {"image": encoder.stored.feature} | ({"label": labels.feature} if columns.label else {})
     features = Features(stored | {name: first[name] for name in columns.kept})
     return Plan(encoder, columns, labels, features, origins, keyed, array_dtype(first[columns.image]))

@@ -10,6 +10,7 @@ FOLDER/.unfinished/             while a job runs: what it is, notes on finished 
 
 import hashlib
 import json
+import stat
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -41,7 +42,10 @@ def read_manifest(folder: str | Path) -> dict:
     if is_unfinished(folder):
         raise DatasetError(f"{folder} is unfinished: run the same `hf-neuracrypt encrypt` command again to complete it")
     try:
-        if (folder / MANIFEST).stat().st_size > MAX_MANIFEST_BYTES:
+        status = (folder / MANIFEST).stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for, a device never ends
+            raise DatasetError(f"{folder / MANIFEST} is damaged: it is no regular file")
+        if status.st_size > MAX_MANIFEST_BYTES:
             raise DatasetError(f"{folder / MANIFEST} is larger than any manifest")
         text = (folder / MANIFEST).read_text()
     except FileNotFoundError:

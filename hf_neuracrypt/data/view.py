@@ -7,7 +7,7 @@ from datasets import Dataset, Image
 from torch.utils.data import Dataset as TorchDataset
 
 from hf_neuracrypt.data.batches import encrypt_rows
-from hf_neuracrypt.data.columns import array_dtype, find_columns
+from hf_neuracrypt.data.columns import array_dtype, find_columns, picture_like
 from hf_neuracrypt.encoders.base import Encoder
 from hf_neuracrypt.errors import ImageError, NeuraCryptError
 from hf_neuracrypt.images import as_array
@@ -19,9 +19,10 @@ class EncryptedView(TorchDataset):
 
     Each image becomes what `encrypt_dataset` would store of it, and whatever `augment` does to the plain image before
     (a crop, a flip) happens anew each time, which a stored ciphertext cannot have. The other columns are passed on as
-    they are. **What lies underneath stays plain**: so this is no `datasets.Dataset`, and whatever would publish or
-    store it is refused. It is picklable, for the workers of a DataLoader, if the key came from a file; what goes is the
-    file's path.
+    they are, but for those that hold pictures or other binary data: they would be in clear. **What lies underneath
+    stays plain**: so this is no `datasets.Dataset`, and whatever would publish or store it is refused. It is picklable,
+    for the workers of a DataLoader, if the key came from a file: the pickle holds the path of that file, and the
+    dataset as it is, plain.
 
     Args:
         dataset: plain images.
@@ -53,6 +54,7 @@ class EncryptedView(TorchDataset):
         self._dtype, self._rows = array_dtype(feature), dataset
         if augment is None and dataset.format["type"] is None and feature == Image():  # nothing else is done to images
             self._rows = dataset.cast_column(self.image_column, Image(decode=False))
+        self.left_out = {name for name, kind in dataset.features.items() if picture_like(kind)} - {self.image_column}
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -69,7 +71,7 @@ class EncryptedView(TorchDataset):
         for place, (row, stored) in enumerate(zip(rows, images)):
             if isinstance(stored, ImageError):
                 raise ImageError(f"row {row} cannot be encrypted: {stored}")
-            values = {name: column[place] for name, column in batch.items()}
+            values = {name: column[place] for name, column in batch.items() if name not in self.left_out}
             encrypted.append(values | {self.image_column: self.encoder.stored.shown(stored[0])})
         return encrypted
 

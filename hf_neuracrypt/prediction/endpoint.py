@@ -38,8 +38,8 @@ def check_endpoint(endpoint: str) -> None:
         return
     try:
         parts = urlsplit(endpoint)
-        known = bool(parts.hostname) and parts.port != 0
-    except ValueError:
+        known = bool(parts.hostname) and parts.port != 0 and bool(get_session().build_request("POST", endpoint))
+    except Exception:  # the client, which says no to other addresses than `urlsplit` does, raises its own
         known = False
     if not known:
         raise NeuraCryptError(f"{endpoint} is no address")

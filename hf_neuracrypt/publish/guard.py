@@ -163,8 +163,10 @@ class Guard:
                 )
             if name != "image" and _holds_binary(table.schema.field(name).type):
                 raise LeakError(f"column {name!r} of {where} holds binary data, as pictures are: it is never published")
-        for name in table.column_names:
-            for chunk in table.column(name).chunks:
+        for name, column in zip(table.column_names, table.columns):
+            if types.is_dictionary(column.type):  # whose texts are in no buffer of its own
+                column = column.cast(column.type.value_type)
+            for chunk in column.chunks:
                 for buffer in chunk.buffers():
                     if buffer is not None:
                         self.check_bytes(memoryview(buffer).tobytes(), f"column {name!r} of {where}")

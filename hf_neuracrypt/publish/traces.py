@@ -5,6 +5,7 @@ somebody who hides a key on purpose.
 """
 
 import base64
+import json
 import re
 from collections.abc import Iterator
 from urllib.parse import quote_from_bytes
@@ -17,11 +18,11 @@ from hf_neuracrypt.schemes import SchemeConfig
 
 
 WHITE_SPACE = b" \t\r\n\v\f"
-BETWEEN = b""",:;"'[](){}<>|"""  # what else formatting puts between digits
+BETWEEN = b""",:;"'[](){}<>|#*.-"""  # what else formatting, or a comment, puts between digits
 DUMPED = re.compile(  # a line of xxd (groups of four digits), or of hexdump -C and od -tx1 (of two)
     rb"(?<![0-9a-fA-F])[0-9a-fA-F]{6,}:?((?: [0-9a-fA-F]{4}){1,8}(?!\S)|(?: {1,2}[0-9a-fA-F]{2}(?!\S)){1,16})"
 )
-NUMBER = re.compile(rb"0x[0-9a-fA-F]+|-?\d+")
+NUMBER = re.compile(rb"(0x[0-9a-fA-F]+|-?\d+)(?:\.0+(?!\d))?")
 NUMBER_TYPES = ("<i2", "<i4", "<i8", "<f2", "<f4", "<f8")  # arrays and tensors of the bytes' values
 DERIVED = 64  # values of what a key becomes that are searched for
 ENCODINGS = [  # name, function, bytes a group
@@ -114,6 +115,10 @@ def _digit_forms(data: bytes) -> list[tuple[str, bytes]]:
     forms = [("hexadecimal digits", data.hex()), ("bytes as a Python literal", repr(data)[2:-1])]
     forms += [("value as a number", str(int.from_bytes(data, order))) for order in ("big", "little")]
     forms += [("bytes of an address", quote_from_bytes(data, safe=""))]
+    forms += [("bytes as a text of JSON", json.dumps(data.decode("latin-1"))[1:-1])]
+    for part in (data, data[1:]):  # in words of two bytes, as hexdump shows them
+        words = np.frombuffer(part[: len(part) // 2 * 2], "<u2")
+        forms.append(("hexadecimal digits", words.byteswap().tobytes().hex()))
     found = [(form, text.encode()) for form, text in forms]
     for name, encode, group in ENCODINGS:
         for start in range(group):  # of the first whole group, of the digits of which no byte before it has a part

@@ -109,6 +109,14 @@ def test_hostile_manifests(content, finished, tmp_path):
         read_manifest(folder)
 
 
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_a_manifest_that_never_ends_is_not_read(kind, tmp_path):
+    path = tmp_path / MANIFEST
+    {"pipe": os.mkfifo, "device": lambda path: path.symlink_to("/dev/zero"), "folder": os.mkdir}[kind](path)
+    with pytest.raises(DatasetError, match="is no regular file"):
+        read_manifest(tmp_path)
+
+
 ODD = [
     None, True, -1, 0, 10**30, 1e308, float("nan"), "", "x" * 99, "../../x", "\ud800\x1b[2J", [], {}, [[]],
     {"a": [None]},

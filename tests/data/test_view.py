@@ -4,7 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
-from datasets import Dataset, Features, Image, Value
+from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
 from torch.utils.data import DataLoader
 
@@ -90,6 +90,29 @@ def test_nothing_plain_is_written(name, small_encoder):
         getattr(view, name)
     with pytest.raises(AttributeError, match="no attribute 'frobnicate'"):
         view.frobnicate  # noqa: B018
+
+
+def test_rows_hold_no_other_picture_in_clear(small_encoder):
+    """A mask or a thumbnail, which whatever is made of the rows would publish; an augmentation may look at them."""
+    photos = [PILImage.fromarray(pixels) for pixels in make_images(3, 32)]
+    features = Features(
+        {"image": Image(), "mask": Image(), "views": List(Image()), "raw": Value("binary"), "age": Value("int64")}
+    )
+    rows = {
+        "image": photos,
+        "mask": photos,
+        "views": [[photo] for photo in photos],
+        "raw": [b"x"] * 3,
+        "age": [1, 2, 3],
+    }
+    asked = []
+    view = EncryptedView(
+        Dataset.from_dict(rows, features=features),
+        small_encoder,
+        augment=lambda batch: asked.append(set(batch)) or batch,
+    )
+    assert [set(row) for row in view] == [{"image", "age"}] * 3 and asked[0] == set(features)
+    assert Dataset.from_list(list(view)).column_names == ["image", "age"]
 
 
 def test_errors_name_the_row(small_encoder):

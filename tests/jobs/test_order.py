@@ -55,6 +55,18 @@ def test_mixed_rows_keep_their_order(small_encoder, tmp_path):
     assert load_from_disk(str(tmp_path / "encrypted"))["train"]["label"] == mixed["train"]["label"]
 
 
+@pytest.mark.parametrize(
+    "labels, keyed",
+    [
+        ([0, 0, 1, 1, 2, 2], True), ([2, 2, 1, 0, 0], True), ([1, 1, 2, 2, 2, 0], True), ([0, 1, 2], True),
+        ([1, 0, 2], False), ([0, 0, 1, 0, 2], False), ([1, 1, 1], False), ([0], False),
+    ],
+)  # fmt: skip
+def test_rows_that_come_class_by_class_are_known_whatever_the_order_of_classes(labels, keyed, small_encoder):
+    plain = make_dataset(len(labels)).remove_columns("label").add_column("label", labels)
+    assert make_plan({"train": plain}, small_encoder).keyed_order == keyed
+
+
 def test_hidden_labels_are_in_the_keys_order(small_encoder):
     """Or the first row of each class, in a source whose order is known, would name it."""
     plain = make_dataset(60)

@@ -278,6 +278,9 @@ def test_what_does_not_go_together(work):
         ("https://me:word@x.example", "leave them out"),
         ("https://", "is no address"),
         ("https://x.example:99999", "is no address"),
+        ("https://\u00e9..example", "is no address"),
+        ("https://\ud800.example", "is no address"),
+        ("https://x.example/\x00", "is no address"),
         ("ftp://x.example", "is no endpoint"),
         ("./model", "is no endpoint"),
     ]:

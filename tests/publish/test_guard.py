@@ -229,12 +229,27 @@ def texts_of(secret: bytes, folder) -> dict[str, bytes]:
         "base32 in a longer text": base64.b32encode(b"before" + secret + b"after").lower(),
         "base85 in a longer text": base64.b85encode(b"before" + secret + b"after"),
         "base85 of the file": base64.a85encode(file, wrapcol=60),
+        "a list of floats": json.dumps([float(number) for number in numbers]).encode(),
+        "a text of JSON": json.dumps({"key": secret.decode("latin-1")}).encode(),
+        "hex with dashes": secret.hex("-").encode(),
+        "hex with dots": secret.hex(".").upper().encode(),
+        "a comment": "".join(f"# {part}\n" for part in textwrap.wrap(base64.b64encode(secret).decode(), 20)).encode(),
+        "the line, in groups": "-".join(textwrap.wrap(line, 8)).encode(),
+        "hexdump": words_of(b"before" + secret),
+        "hexdump, at an odd place": words_of(b"befor" + secret + b"x"),
+        "hexdump of the file": words_of(file + b"x" * (len(file) % 2)),
         "half precision": torch.tensor(numbers).half().numpy().tobytes(),
         "bfloat16": torch.tensor(numbers).bfloat16().view(torch.int16).numpy().tobytes(),
         "mixed case": line.title().encode(),
         "UTF-32": line.encode("utf-32-be"),
         "quoted": json.dumps({"source": [file.decode()]}).encode(),
     }
+
+
+def words_of(data: bytes) -> bytes:
+    """What `hexdump` prints: words of two bytes, the lower one last."""
+    swapped = np.frombuffer(data, "<u2").byteswap().tobytes()
+    return dumped(swapped, "{:07x} ", 2, "")
 
 
 def dumped(data: bytes, offset: str, together: int, gutter: str) -> bytes:
@@ -460,6 +475,15 @@ def test_pictures_in_kept_columns_are_refused(wrap, table):
     wider = table.append_column("views", pa.array([wrap(plain)] * 4))
     with pytest.raises(LeakError, match="views"):
         Guard(KEY).check_rows(wider, "train", (*COLUMNS, "views"), SMALL)
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())]
+)
+def test_a_key_is_found_in_every_kind_of_text_column(kind, table):
+    texts = pa.array(["", "", f"see {SECRET.hex()}", ""]).cast(kind)
+    with pytest.raises(LeakError, match="column 'note' of train holds the secret key"):
+        Guard(KEY).check_rows(table.append_column("note", texts), "train", (*COLUMNS, "note"), SMALL)
 
 
 def test_harmless_kept_columns_pass(table):
