@@ -19,9 +19,11 @@ COLUMNS = ("epoch", "step", "training loss", "loss", "accuracy")
 class Table(ProgressCallback):
     """A bar with the latest loss, and above it a row for each evaluation."""
 
+    loss: float | None = None
+
     def on_train_begin(self, args, state, control, **kwargs):
         super().on_train_begin(args, state, control, **kwargs)
-        self.loss: float | None = None
+        self.loss = None
         if self.training_bar is not None:
             self.training_bar.set_description("Training")
             self.training_bar.write("  ".join(COLUMNS))

@@ -5,6 +5,7 @@ checkpoint. The upload itself is Trainer's own, so every `--hub_strategy` works 
 checkpoint back whole.
 """
 
+import logging
 import math
 import os
 from collections.abc import Sequence
@@ -31,6 +32,8 @@ from hf_neuracrypt.publish.guard import CHECKPOINT_FILES, MODEL_FILES, Guard, fi
 
 
 NOT_UPLOADED = ("_*", "checkpoint-*", ".cache", ".git")  # what Trainer's `upload_folder` passes over
+
+log = logging.getLogger(__name__)
 
 
 class PublishingTrainer(Trainer):
@@ -80,7 +83,9 @@ class PublishingTrainer(Trainer):
                 best = state.best_model_checkpoint if self.args.load_best_model_at_end else None
                 self._load_weights(best or resume_from_checkpoint)
                 self.state = state
+                log.info("%s is a finished run of %d steps: nothing is left to train", self._output, state.global_step)
                 return TrainOutput(state.global_step, 0.0, {})
+            log.info("Going on from %s, after %d steps", resume_from_checkpoint, state.global_step)
         return super().train(resume_from_checkpoint, *args, **options)
 
     def _gave_up(self, state: TrainerState) -> bool:

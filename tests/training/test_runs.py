@@ -1,11 +1,12 @@
 """scripts/train.py as it is run: what it refuses, what it continues, what every backbone's loss is."""
 
 import json
+import logging
 
 import pytest
 import torch
 import transformers
-from datasets import DatasetDict
+from datasets import ClassLabel, DatasetDict
 
 from hf_neuracrypt.errors import NeuraCryptError
 from hf_neuracrypt.training.progress import mistakes
@@ -86,8 +87,16 @@ def test_what_cannot_be_done_is_one_line_before_any_work(flags, reason, train, t
     assert not (tmp_path / "out" / "model.safetensors").exists()
 
 
-def test_a_small_run_leaves_a_checkpoint_an_epoch_and_a_finished_one_is_left_alone(train, tmp_path):
+def test_one_class_alone_is_an_error(train, tmp_path):
+    cats = make_dataset(12).filter(lambda row: row["label"] == 0)
+    DatasetDict({"train": cats.cast_column("label", ClassLabel(names=["cat"]))}).save_to_disk(str(tmp_path / "cats"))
+    with pytest.raises(NeuraCryptError, match="one class alone, cat"):
+        train("--dataset_name", tmp_path / "cats")
+
+
+def test_a_small_run_leaves_a_checkpoint_an_epoch_and_a_finished_one_is_left_alone(train, tmp_path, caplog):
     """Two epochs of six steps; then the same command, after which nothing may have changed."""
+    caplog.set_level(logging.INFO)
     first = train("--num_train_epochs", 2, "--learning_rate", 1e-3)
     assert [path.name for path in tmp_path.glob("out/checkpoint-*")] == ["checkpoint-12"]
     assert len(losses(tmp_path / "out")) == 2 and state(tmp_path / "out")["global_step"] == 12
@@ -97,7 +106,9 @@ def test_a_small_run_leaves_a_checkpoint_an_epoch_and_a_finished_one_is_left_alo
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == weights
     assert state(tmp_path / "out")["global_step"] == 12
     assert again["eval_accuracy"] == first["eval_accuracy"]
+    assert "out is a finished run of 12 steps: nothing is left to train" in caplog.text
     train("--num_train_epochs", 3, "--learning_rate", 1e-3)
+    assert "checkpoint-12, after 12 steps" in caplog.text
     assert state(tmp_path / "out")["global_step"] == 18
 
 
