@@ -137,6 +137,7 @@ def test_what_a_run_says(folder, tmp_path):
     """What lies ahead, a row for each evaluation, and what to run next, which is then run."""
     output = str(tmp_path / "out")
     words = ("--plain", "--dataset_name", folder / "plain", "--model_name_or_path", folder / "base", "--use_cpu")
+    words += ("--disable_tqdm", "false")  # its default depends on how loud transformers is
     result = command("scripts/train.py", *words, "--output_dir", output, "--num_train_epochs", 2, "--learning_rate", 0)
     assert result.returncode == 0, result.stderr
     said = [line.strip() for line in (result.stdout + result.stderr).replace("\r", "\n").splitlines()]
