@@ -109,7 +109,9 @@ def verify(folder: str | Path) -> Iterator[tuple[str, str | None]]:
 def atomic_write(path: Path, text: str, scratch: Path | None = None) -> None:
     """Write a small file so that it is there whole or not at all; `scratch`, if not beside it, is where it grows."""
     temporary = (scratch or path.parent) / f".{path.name}.{os.getpid()}.tmp"
-    temporary.write_text(text)
+    temporary.unlink(missing_ok=True)  # of a process that was killed, or somebody's link to elsewhere
+    with open(temporary, "x") as file:
+        file.write(text)
     atomic_rename(temporary, path)
 
 
