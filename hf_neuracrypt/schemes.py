@@ -295,9 +295,7 @@ def config_from_dict(values: object) -> SchemeConfig:
 
 def check_floor(config: SchemeConfig) -> None:
     """Raises ConfigError for parameters under which a ciphertext hides next to nothing; experiments may use them."""
-    floors = {"num_patches": 16, "tile": 4, "depth": 1, "width": 64, "color_shuffle": True}
-    if config.tile_name is None:  # each pixel by itself, whatever divides the size of the image
-        del floors["tile"]
-    for name, least in floors.items():
+    tile = "tile" if config.tile_name else ""  # without one, each pixel is encrypted by itself
+    for name, least in (("num_patches", 16), (tile, 4), ("depth", 1), ("width", 64), ("color_shuffle", True)):
         if (value := getattr(config, name, least)) < least:
             raise ConfigError(f"{config.scheme} with {name} {value} hides next to nothing: give {least} or more")

@@ -18,9 +18,12 @@ METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 ABOUT = (MANIFEST, "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "config.json")
 TABLES = {
     ".parquet": "parquet",
+    ".geoparquet": "parquet",
+    ".gpq": "parquet",
     ".csv": "csv",
     ".json": "json",
     ".jsonl": "json",
+    ".ndjson": "json",
     ".arrow": "arrow",
     ".tar": "webdataset",
     ".tgz": "webdataset",

@@ -60,7 +60,9 @@ def atomic_write(path: Path, text: str, scratch: Path | None = None) -> None:
         path.write_text(text)
         return
     temporary = (scratch or path.parent) / f".{path.name}.{os.getpid()}.tmp"
-    temporary.write_text(text)
+    temporary.unlink(missing_ok=True)  # of a process that was killed, or somebody's link to elsewhere
+    with open(temporary, "x") as file:
+        file.write(text)
     keep(temporary, path)
 
 

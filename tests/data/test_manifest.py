@@ -13,7 +13,15 @@ import pytest
 from datasets import DatasetDict, load_from_disk
 
 from hf_neuracrypt.data.dataset import make_plan
-from hf_neuracrypt.data.manifest import MANIFEST, checksum, parse_manifest, read_manifest, to_text, views_of
+from hf_neuracrypt.data.manifest import (
+    MANIFEST,
+    atomic_write,
+    checksum,
+    parse_manifest,
+    read_manifest,
+    to_text,
+    views_of,
+)
 from hf_neuracrypt.data.record import Record, records_of
 from hf_neuracrypt.errors import DatasetError, NeuraCryptError
 from tests.helpers import SMALL, SPLITS, assert_one_line_error, command, digests, leaks, problems
@@ -41,6 +49,15 @@ def test_manifest(finished, small_encoder):
         assert entry["sha256"] == hashlib.sha256((finished / file).read_bytes()).hexdigest()
     for path in finished.rglob("*.json"):
         assert not leaks(bytes(range(32)), path.read_bytes())
+
+
+def test_a_link_in_the_way_is_not_written_through(tmp_path):
+    """Of a name that can be guessed, in a folder that others may have prepared."""
+    link = tmp_path / f".audit.html.{os.getpid()}.tmp"
+    link.symlink_to(tmp_path / "elsewhere")
+    atomic_write(tmp_path / "audit.html", "a picture")
+    assert (tmp_path / "audit.html").read_text() == "a picture" and not (tmp_path / "audit.html").is_symlink()
+    assert os.listdir(tmp_path) == ["audit.html"]
 
 
 # ------------------------------------------------------------------------------------------------------------- verify

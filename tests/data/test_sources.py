@@ -11,7 +11,7 @@ from datasets import DatasetDict, Image, load_from_disk
 from hf_neuracrypt import cli
 from hf_neuracrypt.data import sources
 from hf_neuracrypt.data.manifest import MANIFEST
-from hf_neuracrypt.data.sources import is_table, load_source, stored_record
+from hf_neuracrypt.data.sources import load_source, stored_record
 from hf_neuracrypt.errors import DatasetError, HubError
 from tests.helpers import SMALL, SMALL_FLAGS, assert_one_line_error, command, encoded, encrypt, make_dataset, write
 
@@ -85,7 +85,7 @@ def test_tables_and_archives(key_file, tmp_path):
 
 LAYOUTS = [
     "plain.parquet", "folder/plain.parquet", "folder/data/train-00000-of-00001.parquet", "folder/train/0.gpq",
-    "folder/a.b/0.geoparquet", "folder/metadata.parquet", "folder/data/metadata-of-patients.parquet",
+    "folder/a.b/0.geoparquet", "folder/data/metadata-of-patients.parquet",
 ]  # fmt: skip
 
 
@@ -101,21 +101,6 @@ def test_tables_are_not_copied_into_the_cache_in_clear(layout, key_file, tmp_pat
     assert made.returncode == 0, made.stderr
     assert not list((tmp_path / "home").rglob("*.arrow"))
     assert load_from_disk(str(tmp_path / "out"))["train"].num_rows == 6
-
-
-@pytest.mark.parametrize(
-    "names, table",
-    [
-        (["train/cat/1.png", "train/metadata.csv"], False), (["1.JPG", "README.md", "notes.txt"], False),
-        (["metadata.csv"], True), (["x/1.png", "x/2.png", "x/labels.CSV"], True), (["train.TAR"], True),
-        (["a/b/c/photos.tar.gz", "1.png"], True), (["photos.Zip"], True), (["train.ndjson"], True), (["a.h5"], True),
-    ],
-)  # fmt: skip
-def test_which_folders_are_streamed(names, table, tmp_path):
-    for name in names:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    assert is_table(str(tmp_path)) == table
 
 
 def test_a_table_that_changed_is_another_source(key_file, tmp_path):
