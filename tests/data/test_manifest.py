@@ -15,13 +15,13 @@ from datasets import DatasetDict, load_from_disk
 from hf_neuracrypt.data.dataset import make_plan
 from hf_neuracrypt.data.manifest import (
     MANIFEST,
-    atomic_write,
     checksum,
     parse_manifest,
     read_manifest,
     to_text,
     views_of,
 )
+from hf_neuracrypt.data.places import atomic_write
 from hf_neuracrypt.data.record import Record, records_of
 from hf_neuracrypt.errors import DatasetError, NeuraCryptError
 from tests.helpers import SMALL, SPLITS, assert_one_line_error, command, digests, leaks, problems
