@@ -2,7 +2,6 @@
 
 import signal
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -139,7 +138,7 @@ def encrypt(
 
     from hf_neuracrypt.data.dataset import make_plan
     from hf_neuracrypt.data.manifest import read_manifest
-    from hf_neuracrypt.data.places import place
+    from hf_neuracrypt.data.places import passing_folder, place
     from hf_neuracrypt.data.sources import identity, plain_splits
     from hf_neuracrypt.data.summary import describe, rows_of, too_dark
     from hf_neuracrypt.encoders import load_encoder
@@ -157,8 +156,8 @@ def encrypt(
         left = [f"Left out: {left_out}."] if left_out else []
         for line in (f"Found {describe(rows_of(splits), plan)}.", *left, *too_dark(splits, plan)):
             note(line)
-    with TemporaryDirectory(prefix="neuracrypt-") as passing:
-        folder = Path(passing) / "encrypted" if repository else place(output)
+    with passing_folder() as passing:
+        folder = passing / "encrypted" if repository else place(output)
         job = Job(splits, plan, folder, shard_size * 1_000_000, max_bad_fraction, views, flip)
         if repository:
             _run_to_repository(job, repository, num_proc)

@@ -7,6 +7,7 @@ Credentials are taken as fsspec takes them, from the environment or their own fi
 import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -84,6 +85,27 @@ def fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def passing_folder() -> Iterator[Path]:
+    """A folder that goes when this process ends; those of processes that were killed go now."""
+    for left in Path(tempfile.gettempdir()).glob("neuracrypt-*-*"):
+        process = left.name.split("-")[1]
+        if process.isdigit() and not _runs(int(process)):
+            shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=f"neuracrypt-{os.getpid()}-") as folder:
+        yield Path(folder)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # somebody else's
+        return True
+    return True
 
 
 def names_in(folder: Path) -> list[str]:

@@ -8,7 +8,6 @@ Notable decisions
 """
 
 import dataclasses
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +25,7 @@ from tqdm.auto import tqdm
 
 from hf_neuracrypt.data.dataset import WRITER_BATCH_SIZE
 from hf_neuracrypt.data.manifest import MANIFEST, UNFINISHED, checksum, parse_manifest, read_manifest, to_text
-from hf_neuracrypt.data.places import sha256
+from hf_neuracrypt.data.places import passing_folder, sha256
 from hf_neuracrypt.data.record import Record
 from hf_neuracrypt.data.sources import published_manifest
 from hf_neuracrypt.errors import DatasetError, HubError, KeyMismatchError
@@ -100,11 +99,11 @@ def new_revision(
 ) -> Iterator["Revision"]:
     """What is going to be committed to a dataset repository; nothing is, if something fails. See `push_dataset`."""
     api = HfApi()
-    with hub_errors(repo_id), tempfile.TemporaryDirectory(prefix="neuracrypt-push-") as scratch:
+    with hub_errors(repo_id), passing_folder() as scratch:
         repo_id = api.create_repo(repo_id, repo_type="dataset", private=not public, exist_ok=True).repo_id
         repository, guard = api.dataset_info(repo_id), Guard(key, [get_token()], record.config)
         _check_repository(repository, record, public, replace_key)
-        yield Revision(api, repository, record, guard, ("image", "label", *keep_columns), Path(scratch))
+        yield Revision(api, repository, record, guard, ("image", "label", *keep_columns), scratch)
 
 
 def _check_repository(repository: Repository, record: Record, public: bool, replace_key: bool) -> None:

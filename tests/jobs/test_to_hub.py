@@ -1,5 +1,7 @@
 """`encrypt --output hf://datasets/OWNER/NAME`: what `push` of a local folder publishes, without that folder."""
 
+import os
+import subprocess
 import tempfile
 from pathlib import Path
 
@@ -65,6 +67,16 @@ def test_what_arrived_is_not_sent_again(hub, owners):
     assert straight(hub, owners).returncode == 0
     shards = [name for name in hub.files("dataset", "owner/straight") if name.startswith("data/")]
     assert hub.done("PUT", "/storage") == len(shards)
+
+
+def test_what_a_killed_process_left_on_the_disk_goes(hub, owners, largest, tmp_path):
+    with subprocess.Popen(["true"]) as ended:
+        ended.wait()
+    for process in (ended.pid, os.getpid(), "page"):
+        (tmp_path / f"neuracrypt-{process}-x").mkdir()
+    (tmp_path / f"neuracrypt-{ended.pid}-x" / "data-0.arrow").write_bytes(bytes(9))
+    assert straight(hub, owners).returncode == 0
+    assert {path.name for path in tmp_path.iterdir()} == {f"neuracrypt-{os.getpid()}-x", "neuracrypt-page-x"}
 
 
 def test_repositories_of_others(hub, owners):
