@@ -48,8 +48,7 @@ class SchemeConfig:
     Args:
         algorithm: scheme and version; a version never changes the bytes it produces.
         image_size: height and width of plain and encrypted images, in pixels; a multiple of the patches or blocks.
-        resize: how plain images are brought to `image_size` *before* encryption, bilinear and antialiased: by torch, or
-            by Pillow ("bilinear", that of earlier datasets, up to nine times slower and at most one level apart).
+        resize: how plain images are resized *before* encryption; "bilinear" is Pillow's, that of earlier datasets.
         background: RGB colour, "#rrggbb", that transparent pixels are composited on.
 
     Attributes:
@@ -295,7 +294,7 @@ def config_from_dict(values: object) -> SchemeConfig:
 
 def check_floor(config: SchemeConfig) -> None:
     """Raises ConfigError for parameters under which a ciphertext hides next to nothing; experiments may use them."""
-    tile = "tile" if config.tile_name else ""  # without one, each pixel is encrypted by itself
+    tile = "tile" if config.tile_name else ""  # else each pixel is encrypted by itself
     for name, least in (("num_patches", 16), (tile, 4), ("depth", 1), ("width", 64), ("color_shuffle", True)):
         if (value := getattr(config, name, least)) < least:
             raise ConfigError(f"{config.scheme} with {name} {value} hides next to nothing: give {least} or more")
