@@ -112,6 +112,7 @@ class PublishingTrainer(Trainer):
             self.base_model,
         )
         output = self._output
+        self._finish_current_push()  # or the upload that is under way would find the card half-written
         (output / "README.md").write_text(text, encoding="utf-8")
         if self.args.push_to_hub:
             Guard(tokens=[get_token()]).check_folder(output, MODEL_FILES, NOT_UPLOADED)
