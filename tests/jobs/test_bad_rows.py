@@ -48,7 +48,7 @@ def test_too_many_bad_rows_stop_the_job(some_bad, small_encoder, tmp_path):
 def test_a_bad_row_stops_and_leaves_a_resumable_folder(some_bad, small_encoder, tmp_path):
     with pytest.raises(DatasetError, match="row 3 cannot"):
         write(tmp_path / "encrypted", small_encoder, some_bad)
-    with pytest.raises(DatasetError, match="row 7[01] cannot"):  # in the keyed order
+    with pytest.raises(DatasetError, match=r"row 7[01] cannot"):  # in the keyed order
         write(
             tmp_path / "later",
             small_encoder,
