@@ -108,6 +108,12 @@ def _runs(process: int) -> bool:
     return True
 
 
+def make_folder(folder: Path) -> None:
+    """Make it, and those that it lies in, where they are not there; a bucket has none."""
+    if not is_address(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
 def names_in(folder: Path) -> list[str]:
     """Of what is in a folder, as it is now; none if it is not there."""
     if not is_address(folder):
@@ -127,7 +133,4 @@ def remove(folder: Path) -> None:
 def sha256(path: Path) -> str:
     """sha256 of a file, in hexadecimal."""
     with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-        return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

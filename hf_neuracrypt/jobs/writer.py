@@ -28,7 +28,7 @@ from hf_neuracrypt.data.manifest import (
     read_manifest,
     to_text,
 )
-from hf_neuracrypt.data.places import atomic_write, is_address, keep, names_in, remove, sha256
+from hf_neuracrypt.data.places import atomic_write, is_address, keep, make_folder, names_in, remove, sha256
 from hf_neuracrypt.errors import DatasetError, first_line
 from hf_neuracrypt.jobs.job import BATCH_SIZE, Job, Unit, units_of
 
@@ -50,8 +50,7 @@ def claim(job: Job, repeatable: bool = False) -> bool:
             foreign = any(name != UNFINISHED for name in names_in(output))
             if foreign and not is_unfinished(output):  # another worker may just have begun
                 raise DatasetError(f"{output} exists and is not empty: choose another folder")
-            if not is_address(output):
-                job.notes.mkdir(parents=True, exist_ok=True)
+            make_folder(job.notes)
             if not is_unfinished(output):
                 atomic_write(plan_file, to_text(job.identity()))
         other = json.loads(plan_file.read_text())
@@ -174,8 +173,7 @@ def _keep(job: Job, unit: Unit, part: int, temporary: Path, rows: int, rejected:
     stored = (rows - len(rejected)) * job.views_of(unit.split)
     note: Note = {"file": unit.file(part), "source_rows": rows, "rows": stored, "sha256": sha256(temporary)}
     note["rejected"] = [{"split": unit.split} | each for each in rejected]
-    if not is_address(job.output):
-        (job.output / unit.split).mkdir(exist_ok=True)
+    make_folder(job.output / unit.split)
     keep(temporary, job.output / note["file"])
     atomic_write(_note_of(job, unit, part, last), to_text(note))
     return note

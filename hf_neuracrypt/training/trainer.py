@@ -45,10 +45,10 @@ class PublishingTrainer(Trainer):
         base_model: the pre-trained model, if it is on the Hub.
 
     Raises:
-        NeuraCryptError: what else Trainer refuses, such as reports to a tracker that is not installed.
         LeakError: a key file lies in the output folder, or an access token would be published.
         HubError: the repository cannot be made, or is public although that was not asked for.
-        NeuraCryptError: FSDP of another kind than `scripts/accelerate/fsdp.yaml` says.
+        NeuraCryptError: FSDP of another kind than `scripts/accelerate/fsdp.yaml` says; what Trainer refuses, such as
+            reports to a tracker that is not installed.
     """
 
     def __init__(
