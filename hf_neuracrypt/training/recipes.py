@@ -133,15 +133,7 @@ def probe(model: PreTrainedModel, pixels: torch.Tensor, labels: torch.Tensor) ->
         pixels: float32 (B, 3, S, S) in [-1, 1].
         labels: int64 (B,).
     """
-    training = model.training
-    model.eval()
-    given: list[torch.Tensor] = []
-    hook = model.get_submodule("classifier").register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
-    for part in pixels.split(100):
-        model(pixel_values=part)
-    hook.remove()
-    x = torch.cat(given).double()
-    model.train(training)
+    x = torch.cat([head_inputs(model, part) for part in pixels.split(100)]).double()
     x, y = x - x.mean(0), torch.nn.functional.one_hot(labels).double()
     fold, right = torch.arange(len(x)) % 4, 0
     for held in range(4):
@@ -151,6 +143,17 @@ def probe(model: PreTrainedModel, pixels: torch.Tensor, labels: torch.Tensor) ->
         weights = torch.linalg.solve(gram, known.T @ (y[fold != held] - mean))
         right += int(((x[fold == held] @ weights + mean).argmax(1) == labels[fold == held]).sum())
     return right / len(x)
+
+
+@torch.no_grad()
+def head_inputs(model: PreTrainedModel, pixels: torch.Tensor) -> torch.Tensor:
+    """What the model gives its `classifier`: float32 (B, 3, S, S) in [-1, 1] -> (B, D)."""
+    training, given = model.training, list[torch.Tensor]()
+    hook = model.get_submodule("classifier").register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
+    model.eval()(pixel_values=pixels)
+    hook.remove()
+    model.train(training)
+    return given[0]
 
 
 def _images(split: Dataset, collator: Collator, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -6,10 +6,11 @@ python scripts/experiments/ablate.py --output model_cards/results/ablation.json 
 It trains on the first images of the training split and tests on the first of the test split. The public images of the
 same kind are images 10,000 on of the training split (of a smaller one, the last), without labels; those of another kind
 are squares of scikit-image's and scikit-learn's photos. What the file already holds is not run again. Every seed, and
-every start, draws a new key; trained models are also asked under one more key. Images stay in memory and a bfloat16
-loop stands in for `Trainer`: one cycle of the learning rate, AdamW, the rates of the recipe. Rows with LoRA need
-`peft`. Before training, each row is probed: how well a ridge regression on the frozen model's class token predicts the
-labels of 600 images; `--epochs 0` does nothing else.
+every start, draws a new key; trained models are also asked under one more key. Images stay in memory and a loop in
+bfloat16, or float32 where that is faster, stands in for `Trainer`: one cycle of the learning rate, AdamW, the rates of
+the recipe. Rows with LoRA need `peft`. Before training, each row is probed: how well a ridge regression on the frozen
+model's class token predicts the labels of 600 images; `--epochs 0` does nothing else. "Features at home" trains
+nothing: a logistic regression on those tokens of plain images, and their 20 nearest neighbours.
 """
 
 import argparse
@@ -25,6 +26,7 @@ import charts
 import numpy as np
 import torch
 from datasets import Dataset
+from features import at_home
 from fine_tune import Row, accuracy, fine_tune, to_float, with_lora
 from photos import OTHER_PHOTOS, PHOTOS, squares
 from torch import nn
@@ -48,6 +50,7 @@ from hf_neuracrypt.training.recipes import PROBED, probe
 PUBLIC = 4_000  # images that an alignment is given of each side
 ROWS = [
     Row("plain images", plain=True),
+    Row("features at home", plain=True, frozen=True),
     Row("labels alone"),
     Row("aligned start", public="same"),
     Row("aligned start, five encrypted views", public="same", views=5),
@@ -104,11 +107,22 @@ class Data:
     def __init__(self, args: argparse.Namespace, width: int, depth: int):
         self.args, self.splits = args, load_source(args.dataset)
         self.config = EncoderConfig(image_size=args.image_size, width=width, depth=depth)
-        self.encoder, other = (load_encoder(self.config, SecretKey.generate()) for _ in range(2))
+        self.encoder, self.other = (load_encoder(self.config, SecretKey.generate()) for _ in range(2))
         self.plain, self.labels = self._read("train", 0, args.train)
         self.plain_test, self.test_labels = self._read("test", 0, args.test)
-        self.cipher, self.cipher_test = (encrypted(self.encoder, each) for each in (self.plain, self.plain_test))
-        self.other_test = encrypted(other, self.plain_test)
+
+    @functools.cached_property
+    def cipher(self) -> torch.Tensor:
+        return encrypted(self.encoder, self.plain)
+
+    @functools.cached_property
+    def cipher_test(self) -> torch.Tensor:
+        return encrypted(self.encoder, self.plain_test)
+
+    @functools.cached_property
+    def other_test(self) -> torch.Tensor:
+        """The test images under another key."""
+        return encrypted(self.other, self.plain_test)
 
     def _read(self, split: str, start: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         return read_rows(self.splits[split].select(range(start, start + count)), self.config)
@@ -141,21 +155,24 @@ def train(row: Row, data: Data, seed: int) -> dict[str, Any]:
     torch.manual_seed(seed)
     names = [str(label) for label in range(int(data.labels.max()) + 1)]
     model = load_model(data.args.model, None, names, data.args.image_size, [])
-    cipher, test = (rounded(each, row.bits) for each in (data.cipher, data.cipher_test))
+    if row.frozen:
+        found = at_home(model, data.plain, data.labels, data.plain_test, data.test_labels)
+        return {"accuracy": [found.pop("linear")], **found}
+    images, test = (data.plain, data.plain_test) if row.plain else (data.cipher, data.cipher_test)
+    images, test = rounded(images, row.bits), rounded(test, row.bits)
     result: dict[str, Any] = {}
     if row.public:
         public = to_float(data.public(row.public))
-        alignment = align(to_float(cipher[:PUBLIC]), public, data.config.patch_size, seed)
+        alignment = align(to_float(images[:PUBLIC]), public, data.config.patch_size, seed)
         if row.wrong_sign:
             alignment = replace(alignment, to_plain=-alignment.to_plain)
         fold(model, alignment)
         result["explained"] = round(explained(alignment, data), 4)
-    pixels = to_float((data.plain if row.plain else cipher)[:PROBED])
+    pixels = to_float(images[:PROBED])
     result |= {"probe": round(probe(model, pixels, data.labels[:PROBED]), 4), "accuracy": [], "loss": 0.0}
     if row.lora:
         model = with_lora(model, row.lora)
     tested: nn.Module = model
-    test = data.plain_test if row.plain else test
     for tested, loss in fine_tune(model, data.versions(row), data.labels, epochs=data.args.epochs, row=row, seed=seed):
         result["accuracy"].append(accuracy(tested, test, data.test_labels))
         result["loss"] = round(loss, 4)
@@ -164,13 +181,20 @@ def train(row: Row, data: Data, seed: int) -> dict[str, Any]:
     return result
 
 
+def title(entry: dict) -> str:
+    """Of one result: its row, and how long it learned."""
+    if entry["switches"].get("frozen"):
+        return f"{entry['row']} ({entry['setting']['train']:,} images of {entry['setting']['image_size']} px)"
+    return f"{entry['row']} ({len(entry['accuracy'])} epochs)"
+
+
 def draw(results: list[dict], path: Path) -> None:
     """A bar a row, a dot a seed."""
     results = [entry for entry in results if entry["accuracy"]]
-    titles = list(dict.fromkeys(f"{entry['row']} ({len(entry['accuracy'])} epochs)" for entry in results))[::-1]
+    titles = list(dict.fromkeys(map(title, results)))[::-1]
     figure, axes = charts.pyplot().subplots(figsize=(8, 0.5 * len(titles) + 1))
-    for place, title in enumerate(titles):
-        values = [e["accuracy"][-1] for e in results if f"{e['row']} ({len(e['accuracy'])} epochs)" == title]
+    for place, each in enumerate(titles):
+        values = [entry["accuracy"][-1] for entry in results if title(entry) == each]
         axes.barh(place, statistics.mean(values), color=charts.BLUE, height=0.6)
         axes.plot(values, [place] * len(values), "o", color=charts.ORANGE, markersize=4)
         axes.text(max(values) + 0.02, place, f"{statistics.mean(values):.3f}", va="center", color=charts.INK)
@@ -202,7 +226,7 @@ def main() -> None:
         for seed, row in tqdm([(seed, row) for seed in range(args.seeds) for row in ROWS if row.title in args.rows]):
             wanted = {"row": row.title, "seed": seed, "setting": setting}
             done = [e for e in results if {name: e[name] for name in wanted} == wanted]
-            if not any(len(entry["accuracy"]) == args.epochs for entry in done):
+            if not any(row.frozen or len(entry["accuracy"]) == args.epochs for entry in done):
                 data = data_of(seed, row.width, row.depth)
                 results.append(wanted | train(row, data, seed) | {"switches": asdict(row)})
                 args.output.write_text(json.dumps(results, indent=1) + "\n")

@@ -78,12 +78,27 @@ def test_rows_run_once_and_are_drawn(tmp_path):
     ViTForImageClassification(ViTConfig(**shape)).save_pretrained(tmp_path / "vit")
     words = ["scripts/experiments/ablate.py", "--dataset", tmp_path / "plain", "--model", tmp_path / "vit"]
     words += ["--seeds", 1, "--output", tmp_path / "a.json", "--train", 40, "--test", 10, "--image_size", 48]
-    titles = ["plain images", "labels alone", "aligned start, five encrypted views"]
+    titles = ["plain images", "features at home", "labels alone", "aligned start, five encrypted views"]
     for _ in range(2):  # the second time, nothing is left to do
         result = command(*words, "--epochs", 2, "--rows", *titles)
         assert result.returncode == 0, result.stderr
         results = json.loads((tmp_path / "a.json").read_text())
         assert [entry["row"] for entry in results] == titles
-        assert all(0 <= entry["probe"] <= 1 and len(entry["accuracy"]) == 2 for entry in results)
-        assert results[2]["explained"] < 1 and "wrong_key" not in results[0] and "wrong_key" in results[1]
+        plain, home, alone, views = results
+        assert all(0 <= entry["probe"] <= 1 and len(entry["accuracy"]) == 2 for entry in (plain, alone, views))
+        assert views["explained"] < 1 and "wrong_key" not in plain and "wrong_key" in alone
+        assert 0 <= home["neighbours"] <= 1 and len(home["accuracy"]) == 1 and "wrong_key" not in home
     assert (tmp_path / "a.png").stat().st_size > 1000
+
+
+def test_features_at_home_are_of_the_frozen_model_and_tell_plain_images_apart(loop):
+    """Dark against bright, in a model of random weights: both heads are right, and no weight has moved."""
+    features = load_script("features")
+    torch.manual_seed(0)
+    model = ViTForImageClassification(ViTConfig(**TINY_VIT, num_labels=2))
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    labels = torch.arange(60) % 2
+    images = (torch.randint(0, 100, (60, 3, 32, 32)) + 150 * labels[:, None, None, None]).to(torch.uint8)
+    found = features.at_home(model, images[:40], labels[:40], images[40:], labels[40:])
+    assert found["linear"] == found["neighbours"] == 1 and found["images_per_second"] > 0
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
