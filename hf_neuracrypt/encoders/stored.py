@@ -5,6 +5,7 @@ Nothing else in the package asks which of the two it is.
 """
 
 import io
+import struct
 import zlib
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -64,7 +65,8 @@ class StoredImages:
     def arrays(self, stored: Sequence[dict]) -> np.ndarray:
         images = np.empty((len(stored), 3, self.size, self.size), np.uint8)
         for place, row in enumerate(stored):
-            images[place] = read_png(row["bytes"], self.size)
+            pixels = _unfiltered(row["bytes"], self.size)
+            images[place] = read_png(row["bytes"], self.size) if pixels is None else pixels
         return images
 
     def pixel_values(self, stored: Sequence[dict]) -> torch.Tensor:
@@ -145,18 +147,25 @@ def read_png(content: bytes, size: int) -> np.ndarray:
         raise ImageError(f"an encrypted image is damaged ({type(error).__name__})") from None
 
 
-def _written_pixels(png: bytes, size: int) -> np.ndarray | None:
-    """uint8 (3, size, size) of a PNG as `images.to_png` writes it; None for any other bytes."""
-    length = size * (1 + 3 * size)  # each row starts with its filter type
+def _unfiltered(png: bytes, size: int) -> np.ndarray | None:
+    """uint8 (3, size, size) of a PNG that stores rows of RGB as they are, as `images.to_png` does, in a third of the
+    time that Pillow takes; None for any other bytes."""
+    length, header = size * (1 + 3 * size), struct.pack(">IIBBBBB", size, size, 8, 2, 0, 0, 0)
+    stream = zlib.decompressobj()
     try:
-        stream = zlib.decompressobj().decompress(png[png.find(b"IDAT") + 4 :], length)
+        rows = stream.decompress(memoryview(png)[png.find(b"IDAT") + 4 :], length + 1)  # to the end, where a sum is
     except zlib.error:
         return None
-    if len(stream) != length:
+    if png[16:29] != header or not stream.eof or len(rows) != length:
         return None
-    rows = np.frombuffer(stream, np.uint8).reshape(size, 1 + 3 * size)
-    pixels = rows[:, 1:].reshape(size, size, 3).transpose(2, 0, 1)
-    return pixels if to_png(pixels) == png else None
+    values = np.frombuffer(rows, np.uint8).reshape(size, 1 + 3 * size)  # each row starts with its filter type
+    return None if values[:, 0].any() else values[:, 1:].reshape(size, size, 3).transpose(2, 0, 1)
+
+
+def _written_pixels(png: bytes, size: int) -> np.ndarray | None:
+    """uint8 (3, size, size) of a PNG as `images.to_png` writes it; None for any other bytes."""
+    pixels = _unfiltered(png, size)
+    return pixels if pixels is not None and to_png(pixels) == png else None
 
 
 def _looks_plain(pixels: np.ndarray) -> bool:

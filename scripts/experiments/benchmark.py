@@ -6,6 +6,7 @@ python scripts/experiments/benchmark.py load      # the same beside busy process
 python scripts/experiments/benchmark.py memory    # peak memory of 2,000 and of 20,000 images
 python scripts/experiments/benchmark.py shards    # what 100,000 shards cost beside encrypting
 python scripts/experiments/benchmark.py train     # steps on ciphertexts, on plain PNGs, on photos as usual
+python scripts/experiments/benchmark.py features  # the other way: a frozen model's features, computed at home
 python scripts/experiments/benchmark.py crash     # kill the job at random moments, resume, compare; flip bits, verify
 
 `encoder`: images/s of the exact encoder with each kernel, of the float32 network it stands for, and of int8 matrix
@@ -170,6 +171,11 @@ def main() -> None:
     train.add_argument("--workers", type=int, default=0, help="loader processes")
     train.add_argument("--device", default="cpu", help="cpu or cuda")
     train.set_defaults(run=benchmark_train.train)
+    features = commands.add_parser("features", help="features of a frozen model, against encrypting")
+    features.add_argument("--batch", type=int, default=16)
+    features.add_argument("--image_size", type=int, default=224)
+    features.add_argument("--rounds", type=int, default=7)
+    features.set_defaults(run=benchmark_train.features)
     crash = commands.add_parser("crash", help="SIGKILL at random moments, resume, compare; flip bits, verify")
     crash.add_argument("--trials", type=int, default=50)
     crash.add_argument("--flips", type=int, default=200)

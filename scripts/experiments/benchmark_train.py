@@ -1,4 +1,5 @@
-"""The part of `benchmark.py` that trains: steps on ciphertexts, on resized plain PNGs, and with the usual pipeline."""
+"""The parts of `benchmark.py` that run models: training steps on ciphertexts, resized plain PNGs and usual photos, and
+the features of a frozen model, which an owner may compute instead of encrypting."""
 
 import argparse
 import itertools
@@ -7,12 +8,14 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from benchmark_jobs import photo_rows
 from datasets import Dataset, Features, Image, Value
+from fine_tune import autocast
 from PIL import Image as PILImage
 from torch.utils.data import DataLoader
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
@@ -29,6 +32,7 @@ from hf_neuracrypt.training.data import Collator, undecoded
 MODELS = {  # width, layers, heads
     "tiny": (32, 1, 2),
     "ViT-Tiny": (192, 12, 3),
+    "ViT-B/16": (768, 12, 12),
 }
 COLUMNS = Columns("image", "label", ())
 
@@ -72,6 +76,14 @@ def sources(rows: int, size: int) -> dict[str, tuple[Dataset, Callable[..., Any]
     }
 
 
+def new_model(title: str, size: int) -> ViTForImageClassification:
+    """Of random weights: how fast a model is does not depend on them."""
+    width, layers, heads = MODELS[title]
+    shape: dict[str, Any] = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads}
+    shape |= {"intermediate_size": 4 * width, "image_size": size, "num_labels": 10}
+    return ViTForImageClassification(ViTConfig(**shape))
+
+
 class Stepper:
     """Training steps of one model on one source, with the time they waited for data."""
 
@@ -89,7 +101,7 @@ class Stepper:
         start = time.perf_counter()
         batch = {name: value.to(self.device, non_blocking=True) for name, value in next(self.batches).items()}
         waited = time.perf_counter() - start
-        with torch.autocast(torch.device(self.device).type, torch.bfloat16):
+        with autocast(torch.device(self.device).type):
             loss = self.model(**batch).loss
         loss.backward()
         self.optimizer.step()
@@ -105,11 +117,8 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     data = sources(max(args.rows, args.batch), args.image_size)
     result: dict[str, Any] = {}
     print(f"{'':<32}{'step, ms':>10}{'images/s':>10}{'in data':>9}")
-    for title, (width, layers, heads) in MODELS.items():
-        shape: dict[str, Any] = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads}
-        shape |= {"intermediate_size": 4 * width, "image_size": args.image_size, "num_labels": 10}
-        config = ViTConfig(**shape)
-        steppers = {name: Stepper(*each, ViTForImageClassification(config), args) for name, each in data.items()}
+    for title in ("tiny", "ViT-Tiny"):
+        steppers = {name: Stepper(*each, new_model(title, args.image_size), args) for name, each in data.items()}
         for turn in range(args.steps + 1):
             for stepper in steppers.values():
                 stepper.step(measured=turn > 0)
@@ -125,3 +134,26 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
         result["peak_gpu_memory_mb"] = torch.cuda.max_memory_allocated() / 2**20
     print(", ".join(f"{name.replace('_', ' ')} {result[name]:.0f}" for name in result if name.startswith("peak")))
     return result
+
+
+@torch.inference_mode()
+def features(args: argparse.Namespace) -> dict[str, Any]:
+    """Images/s of frozen models' features against those of the encoder: medians of turns, images in memory."""
+    config = EncoderConfig(image_size=args.image_size)
+    encoder = load_encoder(config, SecretKey.generate())
+    images = torch.from_numpy(np.stack([prepare(image, config) for image in photo_rows(args.batch)["image"]]))
+    models = {title: new_model(title, args.image_size).eval() for title in ("ViT-Tiny", "ViT-B/16")}
+
+    def seconds(job: Callable[[], object]) -> float:
+        start = time.perf_counter()
+        job()
+        return time.perf_counter() - start
+
+    with autocast("cpu"):
+        jobs: dict[str, Callable[[], object]] = {"encrypt": lambda: encoder.encrypt(images)}
+        jobs |= {title: partial(model, images.float().div_(127.5).sub_(1)) for title, model in models.items()}
+        times = [{name: seconds(job) for name, job in jobs.items()} for _ in range(args.rounds + 1)][1:]  # one warms up
+    rates = {name: args.batch / statistics.median(each[name] for each in times) for name in jobs}
+    for name, rate in rates.items():
+        print(f"{name:<12}{rate:>8.0f} images/s{rates['encrypt'] / rate:>8.1f} x the time to encrypt")
+    return {"images_per_second": rates}

@@ -81,9 +81,9 @@ def fine_tune(
         yield average or model, total / steps
 
 
-def autocast() -> torch.autocast:
-    """bfloat16 where the processor multiplies it in hardware, else float32: without, it takes three times as long."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=BFLOAT16)
+def autocast(device: str = "cpu") -> torch.autocast:
+    """bfloat16 where it is multiplied in hardware, else float32: a processor without takes three times as long."""
+    return torch.autocast(device, torch.bfloat16, enabled=BFLOAT16 or device != "cpu")
 
 
 def loss_of(

@@ -1,5 +1,6 @@
 """How ciphertexts are stored in rows: both kinds give back what was put in, and say what is wrong with a row."""
 
+import io
 import struct
 import zlib
 
@@ -142,3 +143,32 @@ def test_a_bomb_behind_the_pixels_is_not_unpacked():
 def test_patches_of_another_shape_are_refused():
     with pytest.raises(ImageError, match=r"shape \(16, 25\) are not of shape \(16, 24\)"):
         stored_as(PATCHES).arrays([np.zeros((16, 25), np.float32)])
+
+
+def test_any_png_of_the_right_size_reads_as_pillow_reads_it():
+    """As `rows` wrote it, or filtered and compressed: the same pixels. A flipped bit is found wherever it is."""
+    stored, pixels = stored_as(SMALL), np.random.default_rng(0).integers(0, 256, (3, 32, 32), np.uint8)
+    (ours,) = stored.rows(torch.from_numpy(pixels[None]))
+    image = PILImage.open(io.BytesIO(ours["bytes"]))
+    others = []
+    for level in (0, 6):
+        file = io.BytesIO()
+        image.save(file, "PNG", compress_level=level)
+        others.append(row_of(file.getvalue()))
+    for row in (ours, *others):
+        assert np.array_equal(stored.arrays([row])[0], pixels)
+    for place in range(60, len(ours["bytes"]) - 20, 97):
+        damaged = bytearray(ours["bytes"])
+        damaged[place] ^= 1
+        with pytest.raises(ImageError):
+            stored.arrays([row_of(bytes(damaged))])
+
+
+def test_a_header_that_says_another_size_or_kind_is_believed():
+    """As many bytes, but 8 x 128 pixels: it is no image of 32."""
+    (ours,) = stored_as(SMALL).rows(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+    header = struct.pack(">IIBBBBB", 31, 32, 8, 2, 0, 0, 0)
+    chunk = b"IHDR" + header
+    other = ours["bytes"][:12] + chunk + struct.pack(">I", zlib.crc32(chunk)) + ours["bytes"][33:]
+    with pytest.raises(ImageError, match="31 x 32"):
+        stored_as(SMALL).arrays([row_of(other)])

@@ -100,5 +100,5 @@ def test_features_at_home_are_of_the_frozen_model_and_tell_plain_images_apart(lo
     labels = torch.arange(60) % 2
     images = (torch.randint(0, 100, (60, 3, 32, 32)) + 150 * labels[:, None, None, None]).to(torch.uint8)
     found = features.at_home(model, images[:40], labels[:40], images[40:], labels[40:])
-    assert found["linear"] == found["neighbours"] == 1 and found["images_per_second"] > 0
+    assert found == {"linear": 1, "neighbours": 1}
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())

@@ -70,6 +70,11 @@ def test_training_is_timed(tmp_path):
     assert all(0 <= figures[name]["data"] <= 1 and figures[name]["images_per_second"] > 0 for name in rows)
 
 
+def test_features_at_home_are_timed(tmp_path):
+    rates = benchmark(tmp_path, "features", "--batch", 1, "--image_size", 32, "--rounds", 1)["images_per_second"]
+    assert set(rates) == {"encrypt", "ViT-Tiny", "ViT-B/16"} and rates["ViT-B/16"] < rates["ViT-Tiny"]
+
+
 def test_encoders_are_timed(tmp_path):
     figures = benchmark(tmp_path, "encoder", "--batch", 2, "--image_size", 32, "--depth", 0, "--rounds", 1)
     assert {figures["chosen"], "float32 network", "exact, float32 kernel"} <= set(figures["images_per_second"])
