@@ -34,6 +34,7 @@ NOT_RUN = {
 }
 INSTEAD = {
     "hospital.key --output encrypted/": "hospital.key --output encrypted/ --image-size 96",  # a fifth of the pixels
+    "clinic.key --output encrypted-": "clinic.key --image-size 96 --output encrypted-",
     "image_size=224, patch_size=16": "image_size=96, patch_size=16",
     "google/vit-base-patch16-224-in21k": "pretrained/",  # a tiny ViT, instead of a download
     "scripts/experiments/figures.py": "scripts/experiments/figures.py --output figures/",  # the committed ones stay

@@ -158,7 +158,7 @@ def encrypt(
     from hf_neuracrypt.data.manifest import read_manifest
     from hf_neuracrypt.data.places import passing_folder, place
     from hf_neuracrypt.data.sources import identity, plain_splits
-    from hf_neuracrypt.data.summary import describe, rows_of, too_dark
+    from hf_neuracrypt.data.summary import describe, many_frames, rows_of, too_dark
     from hf_neuracrypt.encoders import load_encoder
     from hf_neuracrypt.jobs.run import run
 
@@ -173,7 +173,12 @@ def encrypt(
     plan = make_plan(splits, encoder, **columns, origin=origin)
     if rank == 0:
         left = [f"Left out: {left_out}."] if left_out else []
-        for line in (f"Found {describe(rows_of(splits), plan)}.", *left, *too_dark(splits, plan)):
+        for line in (
+            f"Found {describe(rows_of(splits), plan)}.",
+            *left,
+            *too_dark(splits, plan),
+            *many_frames(splits, plan),
+        ):
             note(line)
     with passing_folder() as passing:
         folder = passing / "encrypted" if repository else place(output)

@@ -45,7 +45,10 @@ OFFICE = {".xlsx", ".xls", ".ods", ".docx", ".db"}  # binary, and no images: lis
 UNSEEN = ("__MACOSX", "DICOMDIR")  # what macOS packs beside files; the list of the files of a DICOM disk
 FIRST_MEMBERS = 16  # of a tar, to see what it holds
 CONTROLS = bytes({*range(32)} - {*b"\t\n\f\r\x1b"})  # in no text
-CONVERT = "`magick mogrify -format png FILES` makes PNGs of HEIC, AVIF, JPEG 2000, JPEG XL and most others"
+CONVERT = (
+    "`magick mogrify -format png FILES` makes PNGs of HEIC, AVIF, JPEG 2000, JPEG XL and most others, the code in "
+    "hf_neuracrypt/data/README.md of NIfTI"
+)
 
 
 class Files:

@@ -229,6 +229,17 @@ def test_tables_by_their_names(names, expected, tmp_path):
     assert {split: sum(1 for _ in rows) for split, rows in splits.items()} == expected and not left_out
 
 
+@pytest.mark.parametrize("name", ["metadata.parquet", "data/metadata.parquet", "metadata.csv"])
+def test_a_table_called_metadata_alone_is_a_table(name, tmp_path):
+    (tmp_path / "tables" / name).parent.mkdir(parents=True)
+    if name.endswith(".csv"):
+        make_dataset(2).remove_columns("img").to_csv(tmp_path / "tables" / name)
+    else:
+        make_dataset(2).to_parquet(tmp_path / "tables" / name)
+    splits, left_out = plain_splits(str(tmp_path / "tables"))
+    assert [row["label"] for row in splits["train"]] == [1, 0] and not left_out
+
+
 def test_tables_whose_names_lose_rows_or_images_beside_them(tmp_path):
     make_dataset(1).to_parquet(tmp_path / "one.parquet")
     content = (tmp_path / "one.parquet").read_bytes()
