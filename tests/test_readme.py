@@ -112,6 +112,7 @@ def test_git_ignores_what_the_blocks_write(outcomes):
         "scans",
         "scan.dcm",
         "volumes",
+        "tiny",
         "pretrained",
         "home",
         "outcomes.json",
