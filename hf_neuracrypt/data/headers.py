@@ -15,13 +15,12 @@ from datasets import Dataset
 
 from hf_neuracrypt.data.files import Files, show
 from hf_neuracrypt.errors import DatasetError, ImageError
-from hf_neuracrypt.images.dicom import Header, read_header
+from hf_neuracrypt.images.dicom import MAX_FRAMES, Header, read_header
 from hf_neuracrypt.images.read import read_bytes
 from hf_neuracrypt.keys import SecretKey
 
 
 ONE_IN = 5  # of the patients is tested with
-MAX_FRAMES = 100_000  # of a file, as rows
 KEYS = ("file_name", "SOPInstanceUID", "PatientID")  # of tables that describe images
 
 
@@ -43,10 +42,8 @@ class Headers:
 
 
 def frames_of(header: Header | None) -> range:
-    """The frames of a file that become rows. Raises DatasetError for a number that no file has."""
-    if header is not None and header.frames > MAX_FRAMES:
-        raise DatasetError(f"a file says it has {header.frames:,} frames; more than {MAX_FRAMES:,} are refused")
-    return range(header.frames if header else 1)
+    """The frames of a file that become rows; of one that says it has more than any has, one, which is refused then."""
+    return range(header.frames if header and header.frames <= MAX_FRAMES else 1)
 
 
 def by_patient(files: Files, headers: Headers, key: SecretKey) -> dict[str, list[PurePath]]:

@@ -26,6 +26,7 @@ from hf_neuracrypt.errors import ImageError, without_warnings
 from hf_neuracrypt.images.arrays import MAX_PIXELS, scale_to_8_bits
 
 
+MAX_FRAMES = 100_000
 MAX_UNPACKED = 4 * MAX_PIXELS  # bytes of a deflated file
 FRAME_SIZES = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # markers of JPEG and JPEG-LS that a size follows
 RESCALE = {"RescaleSlope": 1.0, "RescaleIntercept": 0.0}
@@ -131,6 +132,7 @@ class _Content(io.BytesIO):
 
 
 def _frames(data: Any) -> int:
+    """How many there are, as the header says."""
     return max(1, int(data.get("NumberOfFrames") or 1))
 
 
@@ -151,8 +153,8 @@ def _check(data: Any, burned_in: bool, frame: int) -> None:
         raise ImageError(f"it has {columns} x {rows} pixels; more than {MAX_PIXELS:,}, or none, are refused")
     if samples not in (1, 3) or not 0 < data.BitsStored <= data.BitsAllocated <= 32:
         raise ImageError("its pixels are of a depth, or a number of colours, that is not read: export it as PNG")
-    if frame >= _frames(data):
-        raise ImageError("it has fewer frames")
+    if not frame < _frames(data) <= MAX_FRAMES:
+        raise ImageError(f"it has fewer frames, or says that it has more than {MAX_FRAMES:,}")
 
 
 def _decoder(data: Any, frame: int) -> Any:
@@ -208,13 +210,13 @@ def _shown(values: np.ndarray, ends: np.ndarray, data: Any, frame: int, window: 
     else:
         slope, intercept = (_number(modality.get(name), default) for name, default in RESCALE.items())
         values, ends = values * slope + intercept, ends * slope + intercept
-    function, center, width = "LINEAR", *_window(voi.get("WindowCenter"), voi.get("WindowWidth"))
+    function, center, width = "LINEAR", 0.0, None
     if window:
         center, width = map(float, window.split(","))
     elif voi.get("VOILUTSequence"):
         values, ends = _look_up(values, voi.VOILUTSequence[0])
-        width = None
     else:
+        center, width = _window(voi.get("WindowCenter"), voi.get("WindowWidth"))
         function = str(voi.get("VOILUTFunction") or function).strip()
     if width is None:
         share = (values - ends.min()) / (ends.max() - ends.min() or 1)
@@ -240,7 +242,7 @@ def _number(value: Any, default: float) -> float:
     """A number of the header. Raises ImageError for one that nothing can be worked out with."""
     number = default if value is None or value == "" else float(value)
     if not math.isfinite(number):
-        raise ImageError("its header has a rescale or a window that is no number: give --window")
+        raise ImageError("its header has a rescale or a window that is no number")
     return number
 
 

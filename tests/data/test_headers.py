@@ -17,6 +17,7 @@ from hf_neuracrypt.data.sources import load_source, plain_splits
 from hf_neuracrypt.errors import DatasetError, ImageError
 from hf_neuracrypt.images import open_image, prepare
 from hf_neuracrypt.prediction.classifier import Classifier
+from hf_neuracrypt.prediction.files import find_images
 from tests.helpers import SMALL, assert_one_line_error, command, encrypt, make_dicom, pixels
 
 
@@ -166,8 +167,10 @@ def test_frames_are_rows_if_asked_for(tmp_path, key_file):
 
 def test_a_file_of_more_frames_than_any_is_refused(tmp_path):
     folder(tmp_path / "scans", {"1": scan(0, NumberOfFrames=2**31 - 1), "2": scan(1)})
-    with pytest.raises(DatasetError, match="2,147,483,647 frames"):
-        plain_splits(str(tmp_path / "scans"), all_frames=True)
+    splits, _ = plain_splits(str(tmp_path / "scans"), all_frames=True)
+    assert len(splits["train"]) == 2
+    with pytest.raises(ImageError, match="more than 100,000"):
+        open_image(tmp_path / "scans" / "1")
 
 
 def test_what_is_refused_is_listed_without_its_header(tmp_path, key_file):
@@ -289,6 +292,8 @@ def test_archives_of_splits_and_parts(tmp_path):
     archive(tmp_path / "two" / "part-2.tar", {"ill/3": scan(3)})
     with pytest.raises(DatasetError, match="ill/3 is there twice"):
         plain_splits(str(tmp_path / "two"))
+    with pytest.raises(ImageError, match="a tar of DICOM files: unpack it"):
+        find_images([tmp_path / "one"])
     beside = archive(tmp_path / "web.tar", {"1.dcm": scan(0), "1.cls": b"1"})
     with pytest.raises(DatasetError, match="labels beside its DICOM files"):
         plain_splits(str(beside))

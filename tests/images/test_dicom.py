@@ -193,7 +193,8 @@ REFUSED = {
     "huge": ({"Rows": 65535, "Columns": 65535}, "65535 x 65535 pixels; more than 100,000,000"),
     "nothing": ({"Rows": 0}, "or none, are refused"),
     "short": ({"PixelData": bytes(10)}, "damaged"),
-    "frames": ({"NumberOfFrames": 2**31 - 1}, "damaged"),
+    "frames": ({"NumberOfFrames": 2}, "damaged"),
+    "too many frames": ({"NumberOfFrames": 2**31 - 1}, "more than 100,000"),
     "depth": ({"BitsStored": 17}, "depth"),
     "samples": ({"SamplesPerPixel": 4}, "number of colours"),
     "no rows": ({"Rows": None}, "damaged"),
@@ -213,6 +214,11 @@ def test_what_is_refused(name):
     header, reason = REFUSED[name]
     with pytest.raises(ImageError, match=reason):
         shown(make_dicom(GREY, **header))
+
+
+def test_a_window_that_is_given_takes_the_place_of_a_broken_one():
+    content = make_dicom(GREY, WindowCenter="40", WindowWidth="0")
+    np.testing.assert_array_equal(shown(content, "40,400"), windowed(GREY, 40, 400))
 
 
 def test_burned_in_annotation_is_read_if_asked_for():
