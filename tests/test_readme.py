@@ -63,6 +63,7 @@ def outcomes(tmp_path_factory):
     write_photos(folder / "photos" / "train", 36, seed=0)
     write_photos(folder / "photos" / "test", 8, seed=1)
     write_photos(folder / "similar-photos", 34, seed=2)
+    ViTForImageClassification(ViTConfig(**TINY_VIT)).save_pretrained(folder / "tiny")
     write_scans(folder / "scans", 60)
     (folder / "scan.dcm").write_bytes((folder / "scans" / "ill" / "0").read_bytes())
     write_volumes(folder / "volumes", 5)
