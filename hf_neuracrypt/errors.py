@@ -1,6 +1,8 @@
 """Errors a user can act on. Commands print them as one line and exit with status 2; the Python API raises them."""
 
 import sys
+import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
@@ -49,6 +51,17 @@ def one_line_errors() -> Iterator[None]:
         fail("interrupted; the same command again goes on from what was finished", 130)
     except OSError as error:
         fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 2)
+
+
+_WARNINGS = threading.Lock()  # files are read on several threads; warning filters belong to all of them
+
+
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """Silence libraries whose warnings may quote the file that they read."""
+    with _WARNINGS, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def first_line(error: BaseException) -> str:

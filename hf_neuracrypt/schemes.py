@@ -17,6 +17,8 @@ from hf_neuracrypt.errors import ConfigError
 
 
 MAX_IMAGE_SIZE = 1024
+LATER = {"window", "burned_in"}  # fields that older configs do not have
+WINDOW = r"(-?\d{1,6}(\.\d{1,3})?,[1-9]\d{0,5}(\.\d{1,3})?)?"
 
 
 def check_choice(name: str, value: object, choices: tuple) -> None:
@@ -33,12 +35,18 @@ def check_range(name: str, value: object, low: int, high: int, step: int = 1) ->
         raise ConfigError(f"{name} {value} is not a multiple of {step}, which int8 matrix products need")
 
 
+def check_text(name: str, value: object, pattern: str, what: str) -> None:
+    """Raises ConfigError unless `value` is text of the whole `pattern`."""
+    if not (isinstance(value, str) and re.fullmatch(pattern, value)):
+        raise ConfigError(f"{name} {value!r} is not {what}")
+
+
 def checked(check: Callable[..., None], default: Any, **bounds: Any) -> Any:
     """A field of a config whose value a function above checks."""
     return dataclasses.field(default=default, metadata={"check": partial(check, **bounds)})
 
 
-one_of, within = partial(checked, check_choice), partial(checked, check_range)
+one_of, within, like = (partial(checked, check) for check in (check_choice, check_range, check_text))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +58,7 @@ class SchemeConfig:
         image_size: height and width of plain and encrypted images, in pixels; a multiple of the patches or blocks.
         resize: how plain images are resized *before* encryption; "bilinear" is Pillow's, that of earlier datasets.
         background: RGB colour, "#rrggbb", that transparent pixels are composited on.
+        window, burned_in: how DICOM is read; see `images.dicom.decode`.
 
     Attributes:
         title: what it is and who published it, as the cards say it.
@@ -70,20 +79,19 @@ class SchemeConfig:
     algorithm: str = ""
     image_size: int = 224
     resize: str = one_of("torch-bilinear", choices=("torch-bilinear", "bilinear"))
-    background: str = "#ffffff"
+    background: str = like("#ffffff", pattern="#[0-9a-f]{6}", what="a lower-case hex colour like #ffffff")
+    window: str = like("", pattern=WINDOW, what="CENTER,WIDTH, like 40,400, with a width of 1 or more")
+    burned_in: bool = one_of(False, choices=(True, False))
 
     def __post_init__(self) -> None:
         check_choice("algorithm", self.algorithm, (type(self).algorithm,))
         for field in dataclasses.fields(self):
             if "check" in field.metadata:
                 field.metadata["check"](field.name, getattr(self, field.name))
-        if not (isinstance(self.background, str) and re.fullmatch("#[0-9a-f]{6}", self.background)):
-            raise ConfigError(f"background {self.background!r} is not a lower-case hex colour like #ffffff")
-        tile = self.tile if self.tile_name else 1
-        check_range("image_size", self.image_size, tile, MAX_IMAGE_SIZE)
-        if self.tile_name and self.image_size % tile:
+        check_range("image_size", self.image_size, self.tile if self.tile_name else 1, MAX_IMAGE_SIZE)
+        if self.tile_name and self.image_size % self.tile:
             cut = f"a {self.tile_name.removesuffix('_size')} would be cut at the border"
-            raise ConfigError(f"image_size {self.image_size} is not a multiple of {self.tile_name} {tile}: {cut}")
+            raise ConfigError(f"image_size {self.image_size} is not a multiple of {self.tile_name} {self.tile}: {cut}")
 
     @property
     def scheme(self) -> str:
@@ -116,16 +124,17 @@ class SchemeConfig:
     @property
     def shuffles(self) -> bool:
         """Whether the patches of each image change places anew."""
-        return False
+        return getattr(self, "shuffle", "off") == "image"
 
     @property
     def depends_on_batch(self) -> bool:
         """Whether a ciphertext depends on the images it is encrypted with."""
-        return False
+        return getattr(self, "batch_norm", "none") == "batch"
 
     def to_dict(self) -> dict[str, str | int | bool]:
-        """All fields by their names."""
-        return dataclasses.asdict(self)
+        """All fields by their names; of those that came later, the ones that are not as before: keys give the same."""
+        values = dataclasses.asdict(self)
+        return {name: value for name, value in values.items() if value or name not in LATER}
 
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, no spaces. This text goes into all that is derived from the key."""
@@ -135,7 +144,7 @@ class SchemeConfig:
     def from_dict(cls, values: object) -> Self:
         """The config in `values`. Raises ConfigError for unknown, missing or unsupported fields."""
         names, found = {field.name for field in dataclasses.fields(cls)}, type(values).__name__
-        if isinstance(values, dict) and set(values) == names:
+        if isinstance(values, dict) and names - LATER <= set(values) <= names:
             return cls(**values)
         found = str(sorted(map(str, values))) if isinstance(values, dict) else found
         raise ConfigError(f"an encoder config has the fields {sorted(names)}, not {found}")
@@ -226,10 +235,6 @@ class NetworkConfig(SchemeConfig):
     width: int = within(768, low=1, high=4096)
     batch_norm: str = one_of("frozen", choices=("batch", "frozen", "none"))
 
-    @property
-    def depends_on_batch(self) -> bool:
-        return self.batch_norm == "batch"
-
 
 @dataclass(frozen=True, kw_only=True)
 class FloatConfig(NetworkConfig):
@@ -260,10 +265,6 @@ class NeuraCryptConfig(NetworkConfig):
     def patch_shape(self) -> tuple[int, int]:
         return self.num_patches, self.width
 
-    @property
-    def shuffles(self) -> bool:
-        return self.shuffle == "image"
-
 
 SCHEMES: dict[str, type[SchemeConfig]] = {
     config.algorithm.partition("/")[0]: config
@@ -278,9 +279,8 @@ def make_config(scheme: str, options: Mapping[str, Any]) -> SchemeConfig:
     if scheme not in SCHEMES:
         raise ConfigError(f"there is no scheme {scheme!r}: choose from {', '.join(SCHEMES)}")
     names = [field.name for field in dataclasses.fields(SCHEMES[scheme]) if field.name != "algorithm"]
-    for name in options:
-        if name not in names:
-            raise ConfigError(f"the scheme {scheme} has no {name}: it has {', '.join(names)}")
+    if unknown := [name for name in options if name not in names]:
+        raise ConfigError(f"the scheme {scheme} has no {unknown[0]}: it has {', '.join(names)}")
     return SCHEMES[scheme](**options)
 
 

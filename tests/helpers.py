@@ -119,6 +119,32 @@ def encoded(image: PILImage.Image, kind: str, **options) -> bytes:
     return file.getvalue()
 
 
+def make_dicom(pixels: np.ndarray, syntax: str = "1.2.840.10008.1.2.1", **header) -> bytes:
+    """A DICOM file of grey (H, W), several frames (N, H, W), or RGB (H, W, 3); `header` by keywords, None: without."""
+    from pydicom.dataset import FileDataset, FileMetaDataset
+    from pydicom.uid import UID, SecondaryCaptureImageStorage, generate_uid
+
+    uid, colour = generate_uid(entropy_srcs=[repr(header), repr(pixels)]), pixels.shape[-1] == 3
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID, meta.MediaStorageSOPInstanceUID = UID(syntax), header.get("SOPInstanceUID", uid)
+    meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
+    data, bits = FileDataset("", {}, file_meta=meta, preamble=bytes(128)), 8 * pixels.itemsize
+    rows, columns = pixels.shape[-3:-1] if colour else pixels.shape[-2:]
+    given = {
+        "SOPClassUID": SecondaryCaptureImageStorage, "SOPInstanceUID": uid, "Modality": "OT", "Rows": rows,
+        "Columns": columns, "SamplesPerPixel": 3 if colour else 1, "BitsAllocated": bits, "BitsStored": bits,
+        "HighBit": bits - 1, "PixelRepresentation": int(pixels.dtype.kind == "i"),
+        "PhotometricInterpretation": "RGB" if colour else "MONOCHROME2", "PlanarConfiguration": 0 if colour else None,
+        "NumberOfFrames": len(pixels) if pixels.ndim == 3 and not colour else None, "PixelData": pixels.tobytes(),
+    }  # fmt: skip
+    for name, value in (given | header).items():
+        if value is not None:
+            setattr(data, name, value)
+    file = io.BytesIO()
+    data.save_as(file, enforce_file_format=True)
+    return file.getvalue()
+
+
 def save_model(folder: Path, names: list[str], record: Record) -> None:
     """A tiny ViT of random weights that says it was trained on what `record` encrypted."""
     from hf_neuracrypt.models.load import load_model, stock_processor

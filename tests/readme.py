@@ -32,8 +32,11 @@ NOT_RUN = {
     "hf jobs uv run": "needs a rented machine: scripts/test_scripts.py reads the header by which it runs",
     "accelerate launch --config_file": "several GPUs: training/test_ranks.py runs both files with two processes",
 }
+TINY = "model-scans/ --model_name_or_path tiny/"
 INSTEAD = {
     "hospital.key --output encrypted/": "hospital.key --output encrypted/ --image-size 96",  # a fifth of the pixels
+    "clinic.key --output encrypted-": "clinic.key --image-size 32 --patch-size 8 --output encrypted-",
+    "model-scans/ \\\n    --model_name_or_path google/vit-base-patch16-224-in21k": TINY,
     "image_size=224, patch_size=16": "image_size=96, patch_size=16",
     "google/vit-base-patch16-224-in21k": "pretrained/",  # a tiny ViT, instead of a download
     "scripts/experiments/figures.py": "scripts/experiments/figures.py --output figures/",  # the committed ones stay

@@ -8,11 +8,13 @@ import sys
 import tomllib
 from dataclasses import fields
 
+import nibabel
+import numpy as np
 import pytest
 from PIL import Image
 
 from tests import loopback_hub
-from tests.helpers import ROOT, TINY_VIT, make_images
+from tests.helpers import ROOT, TINY_VIT, make_dicom, make_images
 from tests.readme import INSTEAD, NOT_RUN, PAGES, Block, blocks, blocks_of_pages
 
 
@@ -34,6 +36,24 @@ def write_photos(folder, count: int, seed: int) -> None:
         Image.fromarray(image).save(place / f"{number}.jpg")
 
 
+def write_scans(folder, count: int) -> None:
+    """`count` CT slices of as many patients, ill/ and well/, without endings."""
+    for number, image in enumerate(make_images(count, 32, seed=3)):
+        place = folder / ("ill", "well")[number % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        scan = make_dicom(
+            image[..., 0] * np.int16(4), PatientID=f"P{number}", RescaleSlope="1", RescaleIntercept="-500"
+        )
+        (place / str(number)).write_bytes(scan)
+
+
+def write_volumes(folder, count: int) -> None:
+    folder.mkdir()
+    for number in range(count):
+        volume = np.moveaxis(make_images(3, 32, seed=number)[..., 0], 0, 2) * np.int16(4) - np.int16(500)
+        nibabel.save(nibabel.Nifti1Image(volume, np.diag([-1, -1, 1, 1])), folder / f"{number}.nii.gz")
+
+
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
     """Every block that can run here, run in the order of the file, with a Hub on loopback."""
@@ -43,6 +63,10 @@ def outcomes(tmp_path_factory):
     write_photos(folder / "photos" / "train", 36, seed=0)
     write_photos(folder / "photos" / "test", 8, seed=1)
     write_photos(folder / "similar-photos", 34, seed=2)
+    ViTForImageClassification(ViTConfig(**TINY_VIT)).save_pretrained(folder / "tiny")
+    write_scans(folder / "scans", 60)
+    (folder / "scan.dcm").write_bytes((folder / "scans" / "ill" / "0").read_bytes())
+    write_volumes(folder / "volumes", 5)
     (folder / "photos" / "train" / "cat" / "0.jpg").rename(folder / "photo.jpg")
     tiny = ViTConfig(**TINY_VIT | {"image_size": 96, "patch_size": 16})
     ViTForImageClassification(tiny).save_pretrained(folder / "pretrained")
@@ -65,6 +89,13 @@ def test_the_blocks_leave_what_the_text_says(outcomes):
     folder, entries = outcomes
     said = "\n".join(entry["output"] for entry in entries.values())
     assert re.search(r"photo.jpg: (cat|dog) 0\.\d+, (cat|dog) 0\.\d+", said)
+    assert re.search(r"scan.dcm: (ill|well) 0\.\d+, (ill|well) 0\.\d+", said)
+    assert json.loads((folder / "encrypted-scans" / "neuracrypt.json").read_text())["config"]["window"] == "40,400"
+    slices = {split: len(list((folder / "slices" / split).iterdir())) for split in ("train", "test")}
+    assert json.loads((folder / "encrypted-slices" / "neuracrypt.json").read_text())["rows"] == slices
+    first = nibabel.load(folder / "volumes" / "0.nii.gz").get_fdata()[::-1, ::-1, 0].T[::-1]  # to right, anterior up
+    expected = ((first - 40) / 400 + 0.5).clip(0, 1) * 255
+    assert np.abs(np.asarray(Image.open(folder / "slices" / "test" / "0-0.png")) - expected).max() <= 0.5
     assert json.loads((folder / "model" / "config.json").read_text())["architectures"] == ["ViTForImageClassification"]
     assert 0 <= json.loads((folder / "results.json").read_text())["accuracy"] <= 1
     for name in (
@@ -75,7 +106,19 @@ def test_the_blocks_leave_what_the_text_says(outcomes):
 
 
 def test_git_ignores_what_the_blocks_write(outcomes):
-    given = {"photos", "similar-photos", "photo.jpg", "pretrained", "home", "outcomes.json", "figures"}
+    given = {
+        "photos",
+        "similar-photos",
+        "photo.jpg",
+        "scans",
+        "scan.dcm",
+        "volumes",
+        "tiny",
+        "pretrained",
+        "home",
+        "outcomes.json",
+        "figures",
+    }
     made = [path for path in outcomes[0].iterdir() if path.name not in given]
     words = ["git", "check-ignore", "--no-index", *(f"{path.name}/" if path.is_dir() else path.name for path in made)]
     shown = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)

@@ -11,7 +11,7 @@ from hf_neuracrypt import SecretKey, load_encoder
 from hf_neuracrypt.data.columns import Labels
 from hf_neuracrypt.data.dataset import keyed_order, keyed_tag
 from hf_neuracrypt.errors import ConfigError
-from hf_neuracrypt.schemes import SCHEMES, EncoderConfig, SchemeConfig, check_floor, make_config
+from hf_neuracrypt.schemes import SCHEMES, EncoderConfig, SchemeConfig, check_floor, config_from_dict, make_config
 
 
 def test_canonical_text_is_frozen():
@@ -276,3 +276,12 @@ def test_what_a_ciphertext_is(config, insecure_key):
             assert torch.equal(encoder.encrypt(images), together)
         finally:
             torch.set_num_threads(before)
+
+
+def test_how_dicom_is_read_is_part_of_a_config_and_older_ones_stay_as_they_were():
+    plain, windowed = EncoderConfig(), EncoderConfig(window="-600,1500.5", burned_in=True)
+    assert not {"window", "burned_in"} & set(plain.to_dict()) and config_from_dict(plain.to_dict()) == plain
+    assert config_from_dict(json.loads(windowed.to_json())) == windowed
+    for values in ({"window": "400"}, {"window": "0,0"}, {"window": 40}, {"window": None}, {"burned_in": 1}):
+        with pytest.raises(ConfigError, match=r"window|burned_in"):
+            config_from_dict(plain.to_dict() | values)

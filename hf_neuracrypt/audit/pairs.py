@@ -22,8 +22,8 @@ from tqdm.auto import tqdm
 from hf_neuracrypt.data.batches import encrypt_all, prepare_all
 from hf_neuracrypt.data.columns import array_dtype, find_columns
 from hf_neuracrypt.data.dataset import keyed_order
-from hf_neuracrypt.data.manifest import REJECTED, read_manifest, views_of
-from hf_neuracrypt.data.sources import is_table, load_source, quiet_datasets
+from hf_neuracrypt.data.manifest import REJECTED, dicom_of, read_manifest, views_of
+from hf_neuracrypt.data.sources import files_of, is_table, load_source, quiet_datasets
 from hf_neuracrypt.encoders.base import Encoder
 from hf_neuracrypt.errors import DatasetError, ImageError
 from hf_neuracrypt.images import as_array
@@ -144,9 +144,10 @@ def load_pairs(
         DatasetError: the source has fewer rows than the folder, or the folder is not made of it.
     """
     config, manifest, encrypted = encoder.config, read_manifest(folder), load_from_disk(str(folder))
-    streaming, rejected = is_table(source), _rejected(folder)
+    files, rejected, dicom = files_of(source), _rejected(folder), dicom_of(manifest)
+    streaming, patients = is_table(source, files), encoder.key if dicom["by_patient"] else None
     with quiet_datasets():
-        splits = dict(load_source(source, streaming))
+        splits = dict(load_source(source, streaming, files, dicom["all_frames"], patients))
     images = {name: len(split) // views_of(manifest, name) for name, split in encrypted.items()}
     total, values = sum(images.values()), max(3 * config.image_size**2, math.prod(config.patch_shape or ()))
     count = min(max_images, total, max(16, MAX_VALUES // values))

@@ -75,6 +75,23 @@ def encrypt(
     flip: Annotated[
         bool, typer.Option("--flip", help="Mirror half of these versions, too: wrong for digits, text, left and right.")
     ] = False,
+    window: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CENTER,WIDTH",
+            help="Of grey DICOM images: what becomes black to white, in the modality's units. Default: the file's own.",
+        ),
+    ] = None,
+    all_frames: Annotated[
+        bool, typer.Option("--all-frames", help="Of DICOM files: a row for each frame, not for the first alone.")
+    ] = False,
+    group_by_patient: Annotated[
+        bool,
+        typer.Option(
+            "--group-by-patient",
+            help="Split DICOM files into train and test, one patient in five: by PatientID and key, stored nowhere.",
+        ),
+    ] = False,
     shard_size: Annotated[int, typer.Option(min=1, metavar="N", help="Size of a shard file, in MB.")] = 500,
     max_bad_fraction: Annotated[
         float,
@@ -126,10 +143,11 @@ def encrypt(
     repository = output.removeprefix(HUB) if output.startswith(HUB) else None
     if repository is not None and (dask is not None or world_size > 1):
         raise NeuraCryptError("shards go to a repository from this machine: leave --dask, --rank and --world-size out")
-    sizes = {"image_size": image_size, "patch_size": patch_size}
+    sizes = {"image_size": image_size, "patch_size": patch_size, "window": window}
     options = {name: size for name, size in sizes.items() if size is not None} | parse_options(scheme_option or ())
     columns: dict[str, Any] = {"image_column": image_column, "label_column": label_column}
-    config, kept, views, flip = _how(like, scheme, options, views, flip)
+    dicom = {"all_frames": all_frames, "by_patient": group_by_patient}
+    config, kept, views, flip, dicom = _how(like, scheme, options, views, flip, dicom)
     columns |= kept or {"keep_columns": keep_column or (), "hide_labels": hide_labels}
     check_places(dataset, key_file, output)
     key = load_key(key_file, passphrase_file)
@@ -140,25 +158,31 @@ def encrypt(
     from hf_neuracrypt.data.manifest import read_manifest
     from hf_neuracrypt.data.places import passing_folder, place
     from hf_neuracrypt.data.sources import identity, plain_splits
-    from hf_neuracrypt.data.summary import describe, rows_of, too_dark
+    from hf_neuracrypt.data.summary import describe, many_frames, rows_of, too_dark
     from hf_neuracrypt.encoders import load_encoder
     from hf_neuracrypt.jobs.run import run
 
     if like is not None and read_manifest(like)["key_id"] == key.id:
         raise KeyMismatchError(f"{like} was encrypted with this very key: --like needs another one")
     signal.signal(signal.SIGTERM, _interrupt)
-    splits, left_out = plain_splits(dataset, streaming, max_rows, max_bad_fraction)
+    patients = key if dicom["by_patient"] else None
+    splits, left_out = plain_splits(dataset, streaming, max_rows, max_bad_fraction, dicom["all_frames"], patients)
     encoder = load_encoder(config, key, device)
     streamed = any(isinstance(split, IterableDataset) for split in splits.values())
     origin = identity(dataset) if streamed else ""
     plan = make_plan(splits, encoder, **columns, origin=origin)
     if rank == 0:
         left = [f"Left out: {left_out}."] if left_out else []
-        for line in (f"Found {describe(rows_of(splits), plan)}.", *left, *too_dark(splits, plan)):
+        for line in (
+            f"Found {describe(rows_of(splits), plan)}.",
+            *left,
+            *too_dark(splits, plan),
+            *many_frames(splits, plan),
+        ):
             note(line)
     with passing_folder() as passing:
         folder = passing / "encrypted" if repository else place(output)
-        job = Job(splits, plan, folder, shard_size * 1_000_000, max_bad_fraction, views, flip)
+        job = Job(splits, plan, folder, shard_size * 1_000_000, max_bad_fraction, views, flip, dicom)
         if repository:
             _run_to_repository(job, repository, num_proc)
         elif not run(job, num_proc, rank, world_size, dask):
@@ -202,19 +226,20 @@ def _report(job: "Job", output: str, like: Path | None, left_out: bool) -> None:
 
 
 def _how(
-    like: Path | None, scheme: str, options: dict[str, Any], views: int, flip: bool
-) -> tuple[Any, dict[str, Any], int, bool]:
-    """Config, columns, views and flip: as the options say, or as an earlier folder was encrypted."""
+    like: Path | None, scheme: str, options: dict[str, Any], views: int, flip: bool, dicom: dict[str, bool]
+) -> tuple[Any, dict[str, Any], int, bool, dict[str, bool]]:
+    """Config, columns, views, flip, and how DICOM files become rows: as the options say, or as an earlier folder was
+    encrypted."""
     from hf_neuracrypt.schemes import make_config
 
     if like is None:
-        return make_config(scheme, options), {}, views, flip
-    if options or views > 1 or flip or scheme != "color-neuracrypt":
+        return make_config(scheme, options), {}, views, flip, dicom
+    if options or views > 1 or flip or any(dicom.values()) or scheme != "color-neuracrypt":
         raise NeuraCryptError(f"--like takes scheme, sizes and views from {like}: leave these options out")
 
     from datasets import load_from_disk
 
-    from hf_neuracrypt.data.manifest import TRAIN, read_manifest, views_of
+    from hf_neuracrypt.data.manifest import TRAIN, dicom_of, read_manifest, views_of
     from hf_neuracrypt.data.record import Record
 
     manifest = read_manifest(like)
@@ -222,7 +247,8 @@ def _how(
     split = next(iter(load_from_disk(str(like)).values()))
     kept = tuple(name for name in split.column_names if name not in ("image", "label"))
     columns = {"keep_columns": kept, "hide_labels": record.sealed_labels is not None}
-    return record.config, columns, views_of(manifest, TRAIN), manifest.get("views", {}).get("flip", False)
+    flip = manifest.get("views", {}).get("flip", False)
+    return record.config, columns, views_of(manifest, TRAIN), flip, dicom_of(manifest)
 
 
 def parse_options(pairs: list[str] | tuple[()]) -> dict[str, str | int | bool]:

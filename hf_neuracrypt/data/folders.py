@@ -3,36 +3,61 @@
 Notable decisions
 - Nothing is guessed where two readings are possible: the folder is refused, with what to do.
 - What lies there is a row, or is named: `left_out` compares the rows with the files, after loading.
-- `metadata.csv` and the like are read by `datasets`, which finds the images by the names that stand in there.
+- `metadata.csv` and the like are read by `datasets`, which finds the images by the names that stand in there; beside
+  DICOM files they are read here, since images are named by their headers there, too.
 """
 
 import glob
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePath
+from pathlib import PurePath
 
 import datasets
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 
-from hf_neuracrypt.data.files import METADATA, SPLITS, Files, fingerprint, show, split_of
+from hf_neuracrypt.data.files import METADATA, SPLITS, Files, show, split_of
+from hf_neuracrypt.data.headers import Headers, by_patient, described, frames_of
 from hf_neuracrypt.errors import DatasetError, printable
+from hf_neuracrypt.keys import SecretKey
 
 
-def load_images(files: Files) -> DatasetDict:
+NO_LABEL = -1
+PART = {"path": Value("string"), "offset": Value("int64"), "size": Value("int64"), "frame": Value("int64")}
+
+
+def load_images(files: Files, all_frames: bool = False, patients: SecretKey | None = None) -> DatasetDict:
     """The splits of a folder of images.
 
+    Args:
+        files: of the folder.
+        all_frames: each frame of a DICOM file is a row; else the first one is.
+        patients: the key by which a folder without splits is split, so that no patient is in both; see `by_patient`.
+
     Raises:
-        DatasetError: folders do not tell clearly what is a split and what a class, or a name is not UTF-8.
+        DatasetError: folders do not tell clearly what is a split and what a class, or a name is not UTF-8; or as the
+            functions of `headers`.
     """
     for file in files.images:
         if not _is_utf8(file):
             raise DatasetError(f"the name of the file {show([file])} is not UTF-8: rename it (convmv, for many)")
-    splits = split_folders(files.images)
-    if files.metadata:
+    splits, headers = split_folders(files.images), Headers(files)
+    if files.metadata and not files.dicom:
         return _with_metadata(files, splits)
-    names = _class_names(splits)
-    return DatasetDict({split: _rows(files.root, split, inside, names) for split, inside in splits.items()})
+    names, bare = (None, set()) if files.metadata else (_class_names(splits), without_classes(splits))
+    if patients is not None:
+        if list(splits) != ["train"]:
+            raise DatasetError(f"there are splits already ({', '.join(splits)}): leave --group-by-patient out")
+        splits = by_patient(files, headers, patients)
+    made = {}
+    for split, inside in splits.items():
+        if files.metadata:
+            images, columns = described(files, inside, headers)
+        else:
+            images, columns = inside, _labels(inside, names, split not in bare)
+        frames = [frames_of(headers[image]) if all_frames else range(1) for image in images]
+        made[split] = _rows(files, split, images, columns, frames)
+    return DatasetDict(made)
 
 
 def _is_utf8(file: PurePath) -> bool:
@@ -81,7 +106,8 @@ def _common_folders(files: Sequence[PurePath]) -> int:
 
 def _class_names(splits: Mapping[str, Sequence[PurePath]]) -> list[str] | None:
     """The names of the innermost folders, if images of some split lie in several of them; None: no classes."""
-    folders = {split: {file.parent for file in inside} for split, inside in splits.items()}
+    bare = without_classes(splits)
+    folders = {split: {file.parent for file in inside} for split, inside in splits.items() if split not in bare}
     if all(len(each) == 1 for each in folders.values()):
         return None
     if len({len(folder.parts) for each in folders.values() for folder in each}) > 1:
@@ -100,14 +126,35 @@ def _class_names(splits: Mapping[str, Sequence[PurePath]]) -> list[str] | None:
     return sorted(names)
 
 
-def _rows(root: Path, split: str, files: Sequence[PurePath], names: list[str] | None) -> Dataset:
-    features = Features({"image": Image()} | ({"label": ClassLabel(names=names)} if names else {}))
-    rows: dict[str, list] = {"image": [str(root / file) for file in files]}
-    if names:
-        numbers = {name: number for number, name in enumerate(names)}
-        rows["label"] = [numbers[file.parent.name] for file in files]
+def without_classes(splits: Mapping[str, Sequence[PurePath]]) -> set[str]:
+    """The splits but train whose images lie in the split's own folder, while those of others lie deeper: unlabelled."""
+    folders = {split: {file.parent for file in inside} for split, inside in splits.items()}
+    deepest = max(len(folder.parts) for each in folders.values() for folder in each)
+    own = {
+        split: all(split_of(f.name) == split and len(f.parts) < deepest for f in each)
+        for split, each in folders.items()
+    }
+    return {split for split, is_own in own.items() if is_own and split != "train" and len(folders[split]) == 1}
+
+
+def _labels(images: Sequence[PurePath], names: list[str] | None, known: bool) -> Dataset:
+    """The label of each image by the name of its folder, if that is `known`: the only column, or none."""
+    numbers = {name: number for number, name in enumerate(names or ())}
+    labels = {"label": [numbers[image.parent.name] if known else NO_LABEL for image in images]} if names else {}
+    return Dataset.from_dict(labels, features=Features({"label": ClassLabel(names=names)} if names else {}))
+
+
+def _rows(files: Files, split: str, images: Sequence[PurePath], columns: Dataset, frames: Sequence[range]) -> Dataset:
+    """A row for each frame of each image, its other columns those of the image."""
+    numbers = [number for number, inside in enumerate(frames) for _ in inside]
+    rows = {name: [column[number] for number in numbers] for name, column in columns.to_dict().items()}
+    sources = [files.source(image) | {"frame": frame} for image, inside in zip(images, frames) for frame in inside]
+    whole = all(source.keys() == {"path", "frame"} and source["frame"] == 0 for source in sources)
+    rows["image"] = [source["path"] for source in sources] if whole else sources
+    features = Features(columns.features | {"image": Image() if whole else PART})
     made = Dataset.from_dict(rows, features=features, split=split)
-    made._fingerprint = fingerprint(root, files)
+    rows_of_all = None if len(sources) == len(images) else len(sources)
+    made._fingerprint = files.fingerprint([*images, *files.metadata], rows_of_all)
     return made
 
 
@@ -127,9 +174,15 @@ def left_out(files: Files, splits: Mapping[str, Dataset]) -> list[PurePath]:
     """The files that are no rows and may be images."""
     used = set()
     for rows in splits.values():
-        for column in (name for name, feature in rows.features.items() if isinstance(feature, Image)):
-            stored = rows.cast_column(column, Image(decode=False)).with_format("arrow")[:][column]
-            paths = (path for chunk in stored.chunks for path in chunk.field("path").to_pylist())
-            used |= {os.path.normpath(path) for path in paths if path}
-    unused = [file for file in files.images if os.path.normpath(files.root / file) not in used]
-    return sorted([*unused, *files.others])
+        for column in (
+            name for name, feature in rows.features.items() if isinstance(feature, Image) or feature == PART
+        ):
+            whole = rows.features[column] != PART
+            rows = rows.cast_column(column, Image(decode=False)) if whole else rows
+            for chunk in rows.with_format("arrow")[:][column].chunks:
+                offsets = [None] * len(chunk) if whole else chunk.field("offset").to_pylist()
+                used |= set(zip(chunk.field("path").to_pylist(), offsets))
+    used = {(os.path.normpath(path), offset) for path, offset in used if path}
+    sources = {file: files.source(file) for file in files.images}
+    places = {file: (os.path.normpath(str(source["path"])), source.get("offset")) for file, source in sources.items()}
+    return sorted([*(file for file, place in places.items() if place not in used), *files.others])

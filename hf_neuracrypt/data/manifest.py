@@ -24,6 +24,7 @@ REJECTED = "rejected.jsonl"
 UNFINISHED = ".unfinished"
 JOB = "job.json"  # a folder is unfinished as long as it has this file
 MAX_MANIFEST_BYTES = 64_000_000
+DICOM = {"all_frames", "by_patient"}
 TRAIN = "train"  # the one split whose images may have several views
 
 
@@ -79,6 +80,8 @@ def parse_manifest(text: str, where: str) -> dict:
         raise DatasetError(f"{where} does not say how many views each image has")
     if rows.get(TRAIN, 0) % views["count"]:
         raise DatasetError(f"{where} contradicts itself: its rows are not {views['count']} for each image")
+    if set(dicom_of(manifest)) != DICOM or not all(type(value) is bool for value in dicom_of(manifest).values()):
+        raise DatasetError(f"{where} has rows of DICOM files made in a way that this version does not know")
     for file in files:
         path = PurePosixPath(file)
         if path.is_absolute() or ".." in path.parts or str(path) != file or "\\" in file or not file.isprintable():
@@ -89,6 +92,12 @@ def parse_manifest(text: str, where: str) -> dict:
 def views_of(manifest: dict | None, split: str) -> int:
     """How many rows each image has in a split, one after the other, itself first (`encrypt --views`)."""
     return (manifest or {}).get("views", {"count": 1})["count"] if split == TRAIN else 1
+
+
+def dicom_of(manifest: dict) -> dict[str, bool]:
+    """How rows were made of DICOM files: of all frames or the first, in splits by patient or as they were."""
+    found = manifest.get("dicom", dict.fromkeys(DICOM, False))
+    return found if isinstance(found, dict) else {}
 
 
 def verify(folder: str | Path) -> Iterator[tuple[str, str | None]]:

@@ -9,12 +9,13 @@ import datasets
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
 from hf_neuracrypt.data import folders, tables
-from hf_neuracrypt.data.files import CONVERT, Files, describe, fingerprint, name_kinds
+from hf_neuracrypt.data.files import CONVERT, Files, describe, dicom_members, name_kinds
 from hf_neuracrypt.data.manifest import MANIFEST, MAX_MANIFEST_BYTES, parse_manifest, read_manifest
 from hf_neuracrypt.data.places import HUB, is_address, place, reachable
 from hf_neuracrypt.data.record import Record
 from hf_neuracrypt.errors import DatasetError, HubError, NeuraCryptError, first_line
 from hf_neuracrypt.hub import explain, may_be_repository, offline, read_small_file
+from hf_neuracrypt.keys import SecretKey
 
 
 @contextmanager
@@ -29,15 +30,20 @@ def quiet_datasets():
             datasets.enable_progress_bars()
 
 
-def is_table(name: str) -> bool:
-    """Whether `name` is a local file, or a folder of files, that `datasets` would copy into its cache, in clear: tables
-    or archives."""
+def files_of(name: str) -> Files | None:
+    """The files of a local folder of images or tables, or of a tar of DICOM files; None: it is neither."""
     path = place(name)
-    if is_saved(path):
-        return False
-    if is_address(name):
-        return True
-    return not Files(path).are_images if path.is_dir() else path.is_file()
+    if is_address(name) or is_saved(path):
+        return None
+    return Files(path) if path.is_dir() or dicom_members(path) else None
+
+
+def is_table(name: str, files: Files | None) -> bool:
+    """Whether `name`, with these `files_of` it, is what `datasets` would copy into its cache, in clear: local tables or
+    archives, or an address of some."""
+    if files is not None:
+        return not files.are_images
+    return not is_saved(place(name)) and (is_address(name) or place(name).is_file())
 
 
 def is_saved(path: Path) -> bool:
@@ -50,7 +56,10 @@ def identity(name: str) -> str:
     path = Path(name)
     if is_address(name) or not path.exists():
         return name
-    return describe(path.parent, PurePath(path.name)) if path.is_file() else fingerprint(path, Files(path).all)
+    if path.is_file():
+        return describe(path, path.name)
+    files = Files(path)
+    return files.fingerprint(files.all)
 
 
 def stored_record(name: str) -> Record | None:
@@ -80,7 +89,12 @@ def published_manifest(name: str, revision: str | None = None) -> dict | None:
 
 
 def plain_splits(
-    name: str, streaming: bool | None = None, max_rows: int | None = None, max_bad_fraction: float = 0.0
+    name: str,
+    streaming: bool | None = None,
+    max_rows: int | None = None,
+    max_bad_fraction: float = 0.0,
+    all_frames: bool = False,
+    patients: SecretKey | None = None,
 ) -> tuple[dict[str, Dataset | IterableDataset], str]:
     """The splits of a dataset that is to be encrypted.
 
@@ -89,6 +103,7 @@ def plain_splits(
         streaming: see there; None: yes for files that `datasets` would copy into its cache, in clear.
         max_rows: only the first rows of each split.
         max_bad_fraction: the share of a folder's files that may be left out because they are no rows.
+        all_frames, patients: of DICOM files; see `folders.load_images`.
 
     Returns:
         The splits, and which files are left out, in a sentence for the terminal alone; empty: none.
@@ -98,10 +113,13 @@ def plain_splits(
     """
     if (record := stored_record(name)) is not None:
         raise DatasetError(f"{name} is already encrypted (key {record.key_id}): encrypt the plain images instead")
-    splits = dict(load_source(name, is_table(name) if streaming is None else streaming))
-    path = place(name)
-    local = not is_address(name) and path.is_dir() and not is_saved(path)
-    left_out = _left_out(Files(path), splits, max_bad_fraction) if local else ""
+    files = files_of(name)
+    of_images = files is not None and files.are_images
+    streaming = is_table(name, files) if streaming is None else streaming
+    splits = dict(load_source(name, streaming and not of_images, files, all_frames, patients))
+    left_out = _left_out(files, splits, max_bad_fraction) if files else ""
+    if of_images and streaming:
+        splits = {split: rows.to_iterable_dataset() for split, rows in splits.items()}
     if max_rows is not None:
         splits = {
             split: rows.select(range(min(max_rows, len(rows)))) if isinstance(rows, Dataset) else rows.take(max_rows)
@@ -112,8 +130,7 @@ def plain_splits(
 
 def _left_out(files: Files, splits: Mapping[str, Dataset | IterableDataset], max_bad_fraction: float) -> str:
     if files.are_images:
-        rows = {split: each for split, each in splits.items() if isinstance(each, Dataset)}
-        unused, read = folders.left_out(files, rows or folders.load_images(files)), files.images
+        unused, read = folders.left_out(files, splits), files.images
     else:
         unused, read = tables.unread(files), tables.main_tables(files)
     total = len({*unused, *read})
@@ -123,24 +140,40 @@ def _left_out(files: Files, splits: Mapping[str, Dataset | IterableDataset], max
     return counted if unused else ""
 
 
-def load_source(name: str, streaming: bool = False) -> DatasetDict | IterableDatasetDict:
+def load_source(
+    name: str,
+    streaming: bool = False,
+    files: Files | None = None,
+    all_frames: bool = False,
+    patients: SecretKey | None = None,
+) -> DatasetDict | IterableDatasetDict:
     """Load the splits of a dataset.
 
     Args:
         name: a folder written by `save_to_disk` or by `hf-neuracrypt encrypt`; a folder of images (a subfolder a class)
             or of Parquet, CSV, JSON or WebDataset files; one such file; or the id of a dataset on the Hub.
         streaming: do not download or hold the data.
+        files: what `files_of` found there, if it was called before.
+        all_frames, patients: of DICOM files; see `folders.load_images`.
 
     Raises:
-        DatasetError: nothing is there, or it cannot be read as a dataset.
+        DatasetError: nothing is there, or it cannot be read as a dataset; it is no folder of DICOM files, but options
+            for one are given.
     """
     name = name.removeprefix(HUB)
     path = place(name)
     try:
-        if is_address(name):
+        files = files or files_of(name)
+        if (all_frames or patients) and not (files and files.dicom):
+            raise DatasetError(f"{name} holds no DICOM files: --all-frames and --group-by-patient are for such")
+        if files is not None and files.are_images:
+            loaded = folders.load_images(files, all_frames, patients)
+            if streaming:
+                loaded = IterableDatasetDict({split: rows.to_iterable_dataset() for split, rows in loaded.items()})
+        elif is_address(name):
             loaded = _from_bucket(name, path)
         else:
-            loaded = _load(path, streaming) if path.exists() else _from_hub(name, streaming)
+            loaded = _load(path, files, streaming) if path.exists() else _from_hub(name, streaming)
     except NeuraCryptError:
         raise
     except Exception as error:  # builders raise whatever their file format's library raises
@@ -168,17 +201,11 @@ def _from_bucket(name: str, path: Path) -> Dataset | DatasetDict | IterableDatas
         return datasets.load_from_disk(name) if is_saved(path) else tables.load_address(name)
 
 
-def _load(path: Path, streaming: bool) -> Dataset | DatasetDict | IterableDatasetDict:
+def _load(path: Path, files: Files | None, streaming: bool) -> Dataset | DatasetDict | IterableDatasetDict:
     if is_saved(path):
         return datasets.load_from_disk(str(path))
-    if path.is_file():
+    if files is None:
         return tables.load_tables(path.parent, {"train": [PurePath(path.name)]}, streaming)
-    files = Files(path)
-    if files.are_images:
-        loaded = folders.load_images(files)
-        if not streaming:
-            return loaded
-        return IterableDatasetDict({split: rows.to_iterable_dataset() for split, rows in loaded.items()})
     if tables.has_card(path):
         return datasets.load_dataset(str(path), streaming=streaming)
     if files.others and not files.tables:

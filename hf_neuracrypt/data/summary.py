@@ -1,4 +1,4 @@
-"""What an owner is told about a source before work: splits, rows, labels, and images that are nearly black."""
+"""What an owner is told about a source before work: splits, rows, labels, images nearly black, frames not taken."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,6 +8,9 @@ from datasets import Dataset, IterableDataset
 from hf_neuracrypt.data.dataset import Plan
 from hf_neuracrypt.errors import ImageError, printable
 from hf_neuracrypt.images import as_array, open_image, to_rgb
+from hf_neuracrypt.images.dicom import is_dicom, read_header
+from hf_neuracrypt.images.read import read_bytes
+from hf_neuracrypt.schemes import SchemeConfig
 
 
 LOOKED_AT = 16  # images of a split, for `too_dark`
@@ -44,13 +47,37 @@ def too_dark(splits: Mapping[str, Dataset | IterableDataset], plan: Plan) -> lis
     found = []
     for name, split in splits.items():
         images = [as_array(image, plan.dtype) for image in _some(plan, split)]
-        brightest = max(map(_brightest, images), default=DARK)
+        config = plan.encoder.config
+        brightest = max((_brightest(image, config) for image in images), default=DARK)
         if brightest < DARK:
             found.append(
                 f"Note: the images of {name} are nearly black: none of {len(images)} looked at is over {brightest} "
-                "of 255. Values of 16 bits are divided by 65,535, whatever they reach: rescale those of 12 bits first."
+                "of 255. Values of 16 bits are divided by 65,535, whatever they reach: rescale those of 12 bits first, "
+                "or give DICOM a --window."
             )
     return found
+
+
+def many_frames(splits: Mapping[str, Dataset | IterableDataset], plan: Plan) -> list[str]:
+    """A sentence for each split some of whose images, looked at before work, are DICOM files of several frames."""
+    found = []
+    for name, split in splits.items():
+        images = _some(plan, split)
+        most = max(map(_frames, images), default=1)
+        if most > 1 and not any(isinstance(image, dict) and image.get("frame") for image in images):
+            found.append(
+                f"Note: the DICOM files of {name} have up to {most:,} frames, of {len(images)} looked at; the first of "
+                "each is taken: --all-frames takes all."
+            )
+    return found
+
+
+def _frames(source: object) -> int:
+    try:
+        content = read_bytes(source)
+        return read_header(content).frames if is_dicom(content) else 1
+    except ImageError:  # the job will name its row; or it is no file
+        return 1
 
 
 def _some(plan: Plan, split: Dataset | IterableDataset) -> Sequence[object]:
@@ -61,8 +88,8 @@ def _some(plan: Plan, split: Dataset | IterableDataset) -> Sequence[object]:
     return source.select(places)[plan.columns.image][:]
 
 
-def _brightest(source: object) -> int:
+def _brightest(source: object, config: SchemeConfig) -> int:
     try:
-        return int(np.asarray(to_rgb(open_image(source))).max())
+        return int(np.asarray(to_rgb(open_image(source, config.window, config.burned_in))).max())
     except ImageError:  # the job will name its row
         return DARK

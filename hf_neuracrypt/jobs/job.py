@@ -5,8 +5,8 @@ one after the other, in one pass).
 """
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -36,6 +36,7 @@ class Job:
             stops the job.
         views: rows of each image in the split `train`, one after the other: itself, then moved versions of it.
         flip: half of those are mirrored.
+        dicom: how rows were made of DICOM files, for the manifest; see `manifest.dicom_of`.
 
     Raises:
         DatasetError: there is no split `train` to have views of, or nothing to flip.
@@ -48,6 +49,7 @@ class Job:
     max_bad_fraction: float = 0.0
     views: int = 1
     flip: bool = False
+    dicom: Mapping[str, bool] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.views > 1 and TRAIN not in self.splits:

@@ -237,6 +237,8 @@ def complete(job: Job) -> bool:
         manifest["order"] = "keyed"
     if job.views > 1:
         manifest["views"] = {"count": job.views, "flip": job.flip}
+    if any(job.dicom.values()):
+        manifest["dicom"] = dict(job.dicom)
     atomic_write(job.output / MANIFEST, to_text(manifest | {"sha256": checksum(manifest)}), job.output / UNFINISHED)
     (job.output / UNFINISHED / JOB).unlink(missing_ok=True)
     remove(job.output / UNFINISHED)

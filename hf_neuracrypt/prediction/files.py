@@ -29,7 +29,7 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     """Files as they are given; of folders, what is or may be an image in them and in their subfolders, by name.
 
     Raises:
-        ImageError: a folder without images.
+        ImageError: a folder without images, or with a tar of them.
         DatasetError: a folder that cannot be read, or is reached twice.
     """
     files: list[Path] = []
@@ -38,6 +38,8 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
             inside = Files(path)
             if not inside.images:
                 raise ImageError(f"there is no image in the folder {path}")
+            if any("offset" in inside.source(file) for file in inside.images):
+                raise ImageError(f"in the folder {path} lies a tar of DICOM files: unpack it")
             files += [path / file for file in sorted([*inside.images, *inside.others])]
         else:
             files.append(path)

@@ -29,7 +29,9 @@ def found(name: str) -> dict:
     splits, left_out = plain_splits(name)
     assert not left_out
     return {
-        split: len(rows) if "label" not in rows.features else [rows.features["label"].names[i] for i in rows["label"]]
+        split: len(rows)
+        if "label" not in rows.features
+        else [rows.features["label"].names[number] if number >= 0 else None for number in rows["label"]]
         for split, rows in splits.items()
     }
 
@@ -53,6 +55,11 @@ def found(name: str) -> dict:
         (["photos/1.png", "photos/2.JPG", "photos/3.Tif"], {"train": 3}),
         (["a/1.csv.png", "a/2.zip.jpg", "b/tar.tar.png"], {"train": ["a", "a", "b"]}),
         (["train/images/1.png", "test/images/2.png"], {"train": 1, "test": 1}),
+        (["train/a/1.png", "train/b/2.png", "test/3.png"], {"train": ["a", "b"], "test": [None]}),
+        (
+            ["train/h/a/1.png", "train/i/b/2.png", "val/h/a/3.png", "test/4.png"],
+            {"train": ["a", "b"], "validation": ["a"], "test": [None]},
+        ),
         (["a[1]/x.png", "b*?/y.png", "größe 🙂/z.png"], {"train": ["a[1]", "b*?", "größe 🙂"]}),
         (["a/1.png", "b/2.png", "._1.png", "__MACOSX/a/3.png", ".git/4.png", "Thumbs.db"], {"train": ["a", "b"]}),
     ],
@@ -69,7 +76,6 @@ def test_every_layout_gives_every_image(names, expected, tmp_path):
 @pytest.mark.parametrize(
     "names, reason",
     [
-        (["train/a/1.png", "train/b/2.png", "test/3.png"], "different depths"),
         (["train/a/1.png", "train/b/2.png", "test/images/3.png"], "split test lie in test/images, which is no class"),
         (["cat/1.png", "dog/2.png", "dog/old/3.png"], "different depths"),
         (["cat/1.png", "dog/2.png", "3.png"], "different depths"),
@@ -89,7 +95,7 @@ def test_a_layout_that_can_be_read_in_two_ways_is_refused(names, reason, tmp_pat
 OTHERS = {
     "a/IMG_1.HEIC": b"\0\0\0\x18ftypheic" + bytes(40),
     "a/x.jxl": b"\xff\x0a" + bytes(20),
-    "b/scan.dcm": bytes(128) + b"DICM",
+    "b/scan.dcm": bytes(132),  # by its name alone
     "b/IM0001": PNG,
     "b/more.zip": b"PK\x03\x04" + bytes(30),
     "b/drawing.svg": b"<svg/>",
@@ -221,6 +227,17 @@ def test_tables_by_their_names(names, expected, tmp_path):
     root = folder(tmp_path / "tables [1]", dict.fromkeys(names, content) | {"README.md": b"# what this is"})
     splits, left_out = plain_splits(root)
     assert {split: sum(1 for _ in rows) for split, rows in splits.items()} == expected and not left_out
+
+
+@pytest.mark.parametrize("name", ["metadata.parquet", "data/metadata.parquet", "metadata.csv"])
+def test_a_table_called_metadata_alone_is_a_table(name, tmp_path):
+    (tmp_path / "tables" / name).parent.mkdir(parents=True)
+    if name.endswith(".csv"):
+        make_dataset(2).remove_columns("img").to_csv(tmp_path / "tables" / name)
+    else:
+        make_dataset(2).to_parquet(tmp_path / "tables" / name)
+    splits, left_out = plain_splits(str(tmp_path / "tables"))
+    assert [row["label"] for row in splits["train"]] == [1, 0] and not left_out
 
 
 def test_tables_whose_names_lose_rows_or_images_beside_them(tmp_path):

@@ -262,7 +262,6 @@ def test_orientation_is_applied_whatever_stands_beside_it(orientation, odd):
         (b"\xff\x4f\xff\x51" + bytes(40), "JPEG 2000"),
         (b"\xff\x0a" + bytes(40), "JPEG XL"),
         (b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(40), "JPEG XL"),
-        (bytes(128) + b"DICM" + bytes(40), "DICOM"),
     ],
 )
 def test_formats_that_are_not_read_are_named(content, kind):
