@@ -26,7 +26,7 @@ from hf_neuracrypt.encoders import load_encoder
 from hf_neuracrypt.errors import DatasetError
 from hf_neuracrypt.images import to_png
 from hf_neuracrypt.jobs.job import BATCH_SIZE, Job, units_of
-from hf_neuracrypt.jobs.writer import claim, complete, finished_shards
+from hf_neuracrypt.jobs.writer import by_unit, claim, complete, name_of, read_notes
 from hf_neuracrypt.keys import SecretKey
 from hf_neuracrypt.schemes import EncoderConfig
 
@@ -80,13 +80,14 @@ def shards(args: argparse.Namespace) -> dict[str, Any]:
         for unit in tqdm(units, desc="Writing empty shards"):
             file, rows = job.output / unit.file(0), unit.rows or 0
             file.touch()
-            note = {"file": unit.file(0), "source_rows": rows, "rows": rows, "sha256": sha256(file), "rejected": []}
-            (job.notes / f"{unit.name}-00000.last.json").write_text(to_text(note))
+            note = {"unit": unit.name, "part": 0, "last": True, "file": unit.file(0), "source_rows": rows, "rows": rows}
+            (job.notes / name_of(note)).write_text(to_text(note | {"sha256": sha256(file), "rejected": []}))
         start = time.perf_counter()
-        assert sum(each.all for each in finished_shards(job).values()) == len(units)
+        notes = read_notes(job, units, {})
+        assert len(by_unit(notes)) == len(units)
         seconds["resuming"] = time.perf_counter() - start
         start = time.perf_counter()
-        assert complete(job)
+        assert complete(job, notes)
         seconds["completing"] = time.perf_counter() - start
         start = time.perf_counter()
         assert all(problem is None for _, problem in verify(job.output))

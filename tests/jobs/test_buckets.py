@@ -131,7 +131,7 @@ def test_a_server_that_goes_away_is_one_error_and_no_loss(bucket, server, key_fi
 def test_places_that_are_none(bucket, key_file, plain_folder, tmp_path):
     assert_one_line_error(encrypt(plain_folder, key_file, "s3://no-such-bucket/out"), "s3://no-such-bucket/out")
     assert_one_line_error(encrypt(plain_folder, key_file, "nowhere://bucket/out"), "nowhere://bucket/out")
-    assert_one_line_error(encrypt(f"{bucket}/x", key_file, f"{bucket}/x/"), "both source and output")
+    assert_one_line_error(encrypt(f"{bucket}/x", key_file, f"{bucket}/x/"), "is or holds the source")
     assert_one_line_error(encrypt(f"{bucket}/none.parquet", key_file, tmp_path / "out"), f"{bucket}/none.parquet")
     assert_one_line_error(encrypt(f"{bucket}/notes.txt", key_file, tmp_path / "out"), "no file of a known kind")
     assert_one_line_error(command("verify", f"{bucket}/out"), "is not an encrypted dataset")
