@@ -37,7 +37,7 @@ def at_work(folder: Path, shared: bool = False) -> Iterator[Callable[[], None]]:
             fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            raise _is_at_work(file.read() or "another process", folder) from None
+            raise _is_at_work(file.read(), folder) from None
         file.truncate(0)
         file.write(who)
         file.flush()
@@ -45,7 +45,8 @@ def at_work(folder: Path, shared: bool = False) -> Iterator[Callable[[], None]]:
 
 
 def _is_at_work(who: str, folder: Path) -> DatasetError:
-    return DatasetError(f"{who} is writing to {folder.parent}: wait for it, or stop it")
+    name = (who.splitlines() or ["another process"])[0]
+    return DatasetError(f"{name} is writing to {folder.parent}: wait for it, or stop it")
 
 
 @contextmanager
@@ -58,7 +59,7 @@ def _lease(lock: Path, shared: bool, who: str) -> Iterator[Callable[[], None]]:
             time.sleep(BEAT)
             if (now := _content(lock)) != first:
                 if now:
-                    raise _is_at_work(now.splitlines()[0], lock.parent)
+                    raise _is_at_work(now, lock.parent)
                 break
     if shared:
         yield lambda: None
@@ -79,7 +80,7 @@ def _lease(lock: Path, shared: bool, who: str) -> Iterator[Callable[[], None]]:
                 lock.write_text(f"{mine}{beat}")
 
     lock.write_text(mine)
-    beating = threading.Thread(target=renew, daemon=True)
+    beating = threading.Thread(target=renew, name=str(lock), daemon=True)
     beating.start()
     try:
         yield check

@@ -40,7 +40,7 @@ from hf_neuracrypt.data.places import (
     sha256,
     texts_of,
 )
-from hf_neuracrypt.errors import DatasetError, first_line
+from hf_neuracrypt.errors import DatasetError, NeuraCryptError, first_line
 from hf_neuracrypt.jobs.job import BATCH_SIZE, Job, Unit, units_of
 
 
@@ -71,6 +71,8 @@ def claim(job: Job, repeatable: bool = False) -> bool:
             make_folder(output / split)
         other = json.loads(plan_file.read_text())
     except OSError as error:
+        if is_address(output):
+            raise
         raise DatasetError(f"cannot write to {output}: {error.strerror or first_line(error)}") from None
     different = [name for name, value in job.identity().items() if value != other.get(name)]
     if different:
@@ -146,7 +148,7 @@ def _write_stream(job: Job, unit: Unit, first: int, temporary: Path, progress: P
     if stream.num_shards > 1:
         stream = stream.shard(stream.num_shards, unit.index)
     row = first * job.shard_rows
-    batches = iter((stream.skip(row) if row else stream).iter(batch_size=BATCH_SIZE))
+    batches = _read(unit, (stream.skip(row) if row else stream).iter(batch_size=BATCH_SIZE))
     batch = next(batches, None)
     for part in itertools.count(first):
         function, start = _function(job, unit, progress), row
@@ -162,6 +164,18 @@ def _write_stream(job: Job, unit: Unit, first: int, temporary: Path, progress: P
         yield _keep(job, unit, part, temporary, row - start, function.rejected or [], last=batch is None)
         if batch is None:
             return
+
+
+def _read(unit: Unit, batches: Iterable[dict]) -> Iterator[dict]:
+    """What a stream gives, and in one line why it ends too early."""
+    try:
+        yield from batches
+    except NeuraCryptError:
+        raise
+    except Exception as error:  # of whatever reads the source's files, or brings them here
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        where = f"part {unit.index} of the source (split {unit.split})"
+        raise DatasetError(f"cannot read {where}: {reason}; the same command again continues") from None
 
 
 def _function(job: Job, unit: Unit, progress: Progress, rows: Sequence[int] | None = None) -> EncryptRows:

@@ -17,6 +17,7 @@ from tests.helpers import (
     SPLITS,
     assert_one_line_error,
     command,
+    contents,
     encrypt,
     job_of,
     leaks,
@@ -28,39 +29,7 @@ from tests.helpers import (
 )
 
 
-moto = pytest.importorskip("moto.server")
 s3fs = pytest.importorskip("s3fs")
-
-
-@pytest.fixture(scope="module")
-def server():
-    server = moto.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def bucket(server, monkeypatch, request):
-    """The address of a new bucket; clients find the server by their environment, as they do elsewhere."""
-    host, port = server.get_host_and_port()
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "hidden",
-        "AWS_DEFAULT_REGION": "us-east-1", "AWS_MAX_ATTEMPTS": "1",
-    }.items():  # fmt: skip
-        monkeypatch.setenv(name, value)
-    s3fs.S3FileSystem.clear_instance_cache()
-    name = request.node.name.replace("_", "-").replace("[", "-").strip("]").lower()[:60]
-    s3fs.S3FileSystem().mkdir(name)
-    yield f"s3://{name}"
-    s3fs.S3FileSystem.clear_instance_cache()
-
-
-def contents(folder) -> dict[str, bytes]:
-    """Every file of a place, by name."""
-    root = place(folder)
-    files = (path for path in root.rglob("*") if path.is_file())
-    return {path.relative_to(root).as_posix(): path.read_bytes() for path in files}
 
 
 @pytest.mark.parametrize("shards", [None, 2])

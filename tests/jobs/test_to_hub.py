@@ -4,11 +4,26 @@ import os
 import subprocess
 import tempfile
 
+import dill
 import pytest
 from datasets import Dataset, Image, load_from_disk
 
+from hf_neuracrypt import SecretKey
+from hf_neuracrypt.data.manifest import read_manifest
+from hf_neuracrypt.data.record import Record
+from hf_neuracrypt.publish.push import new_revision
 from hf_neuracrypt.training.data import load_splits
-from tests.helpers import assert_one_line_error, command, encrypt, make_dataset, pixels, push, started_with
+from tests.helpers import (
+    assert_one_line_error,
+    command,
+    encrypt,
+    leaks,
+    make_dataset,
+    pixels,
+    push,
+    secret_of,
+    started_with,
+)
 
 
 REPO = "hf://datasets/owner/straight"
@@ -60,6 +75,26 @@ def test_what_arrived_is_not_sent_again(hub, owners):
     assert hub.done("PUT", "/storage") == len(shards)
 
 
+@pytest.mark.parametrize(
+    "fault", [[r"PUT /storage", 1, 503], [r"PUT /storage", 1, "lost"], [r"POST .*/commit", 0, "lost"]]
+)
+def test_what_the_client_mends_by_itself(fault, hub, owners):
+    hub.faults.append(list(fault))
+    result = straight(hub, owners)
+    assert result.returncode == 0, result.stderr
+    assert not hub.faults and "neuracrypt.json" in hub.files("dataset", "owner/straight")
+
+
+@pytest.mark.parametrize("action, said", [(500, "the Hub has trouble with owner/straight"), ("race", "somebody else")])
+def test_a_commit_that_fails_publishes_nothing(action, said, hub, owners):
+    """Two that fill one repository at once: one commit is made, the other refused. The same again sends no shard."""
+    hub.faults.append([r"POST .*/commit", 0, action])
+    assert_one_line_error(straight(hub, owners), said, "try again")
+    assert "neuracrypt.json" not in hub.files("dataset", "owner/straight")
+    sent = hub.done("PUT", "/storage")
+    assert straight(hub, owners).returncode == 0 and hub.done("PUT", "/storage") == sent
+
+
 def test_what_a_killed_process_left_on_the_disk_goes(hub, owners, scratch):
     with subprocess.Popen(["true"]) as ended:
         ended.wait()
@@ -75,6 +110,19 @@ def test_repositories_of_others(hub, owners):
     assert_one_line_error(straight(hub, owners, key="two.key"), "holds images of the key")
     assert_one_line_error(straight(hub, owners, token="hf_other"), "your token may not write to owner/straight")
     assert_one_line_error(straight(hub, owners, "--world-size", 2), "leave --rank and --world-size out")
+
+
+def test_a_repository_that_is_source_and_output(hub, owners):
+    for name in (REPO, REPO.removeprefix("hf://datasets/")):
+        assert_one_line_error(encrypt(name, owners / "one.key", REPO), "is or holds the source")
+
+
+def test_what_goes_to_other_machines_holds_no_token(hub, owners):
+    record = Record.from_dict(read_manifest(owners / "one"))
+    with started_with(hub.environment(owners / "home")):
+        revision = new_revision("owner/straight", record, SecretKey.load(owners / "one.key"))
+        packed = dill.dumps(revision.shipment.send)
+    assert b"hf_owner" not in packed and not leaks(secret_of(owners / "one.key"), packed)
 
 
 def test_rows_that_were_left_out_are_said(hub, owners, tmp_path):
