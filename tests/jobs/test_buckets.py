@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from datasets import load_dataset
 
-from hf_neuracrypt import SecretKey, load_encoder
 from hf_neuracrypt.data.manifest import is_unfinished, read_manifest, verify
 from hf_neuracrypt.data.places import place
 from hf_neuracrypt.errors import DatasetError
@@ -58,13 +57,6 @@ def test_another_machine_continues(batches, bucket, small_encoder, tmp_path):
     assert all(path.fs.info(path.path)["LastModified"] == before for path, before in arrived.items())
     assert run(job_of(tmp_path / "folder", small_encoder))
     assert contents(output) == contents(tmp_path / "folder")
-
-
-def test_worker_processes_send_their_own_shards(bucket, key_file, tmp_path):
-    encoder = load_encoder(SMALL, SecretKey.load(key_file))
-    assert run(job_of(place(f"{bucket}/out"), encoder), num_proc=2)
-    assert run(job_of(tmp_path / "folder", encoder))
-    assert contents(f"{bucket}/out") == contents(tmp_path / "folder")
 
 
 def test_from_a_bucket_to_a_bucket_and_into_training(bucket, key_file, tmp_path):
