@@ -14,7 +14,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from hf_neuracrypt.data.places import is_address
-from hf_neuracrypt.errors import DatasetError
+from hf_neuracrypt.errors import DatasetError, printable
 
 
 BEAT = 5  # seconds after which the lock in a bucket is written again
@@ -55,7 +55,7 @@ def _lease(lock: Path, shared: bool, who: str) -> Iterator[Callable[[], None]]:
     many beats, as seen from here, is that of a process that died. So no clocks are compared; and whatever goes wrong
     with it, work is done twice, to the same bytes. Those who share the folder only look."""
     if first := _content(lock):
-        for _ in tqdm(range(BEATS), desc=f"Is {first.splitlines()[0]} still at work", unit=" looks"):
+        for _ in tqdm(range(BEATS), desc=f"Is {printable(first.splitlines()[0])} still at work", unit=" looks"):
             time.sleep(BEAT)
             if (now := _content(lock)) != first:
                 if now:
@@ -94,6 +94,7 @@ def _lease(lock: Path, shared: bool, who: str) -> Iterator[Callable[[], None]]:
 
 def _content(file: Path) -> str:
     """Of a small file in a bucket, as it is now; empty if it is not there."""
+    file.fs.invalidate_cache()  # type: ignore[attr-defined]
     try:
         return file.fs.cat_file(file.path).decode()  # type: ignore[attr-defined]
     except FileNotFoundError:

@@ -141,6 +141,8 @@ def remove(folder: Path) -> None:
 
 def check_places(dataset: str, key_file: Path, output: str | Path) -> None:
     """Source, key and output are three places: an output folder gets copied and published."""
+    if str(output).startswith(("file://", "local://", "memory://")):
+        raise DatasetError(f"{output} is in no bucket: give the path of a folder")
     folder, source, key = (_resolved(str(name)) for name in (output, dataset, key_file))
     if f"{source}/".startswith(f"{folder}/") or f"{HUB}{dataset}" == folder:
         raise DatasetError(f"the output {output} is or holds the source {dataset}: choose another place")

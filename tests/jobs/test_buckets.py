@@ -1,6 +1,7 @@
 """Jobs that write into a bucket, read from one, and go on from what is there: real clients, S3 on loopback."""
 
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -89,10 +90,16 @@ def test_a_server_that_goes_away_is_one_error_and_no_loss(bucket, server, key_fi
     assert encrypt(*words).returncode == 0
 
 
-def test_places_that_are_none(bucket, key_file, plain_folder, tmp_path):
+def test_places_that_are_none(bucket, key_file, plain_folder, tmp_path, monkeypatch):
     assert_one_line_error(encrypt(plain_folder, key_file, "s3://no-such-bucket/out"), "s3://no-such-bucket/out")
     assert_one_line_error(encrypt(plain_folder, key_file, "nowhere://bucket/out"), "nowhere://bucket/out")
     assert_one_line_error(encrypt(f"{bucket}/x", key_file, f"{bucket}/x/"), "is or holds the source")
+    assert_one_line_error(encrypt(f"{bucket}/x/train-*.tar", key_file, f"{bucket}/x"), "is or holds the source")
+    assert_one_line_error(encrypt(f"{bucket}/x", key_file, f"{bucket}/x/y"), "lies inside the source")
+    assert_one_line_error(encrypt(plain_folder, key_file, "memory://out"), "is in no bucket: give the path of a folder")
+    assert_one_line_error(encrypt(plain_folder, key_file, f"file://{tmp_path}/out"), "give the path of a folder")
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    assert_one_line_error(encrypt(plain_folder, key_file, "gs://bucket/out"), "gs://bucket/out", "install gcsfs")
     assert_one_line_error(encrypt(f"{bucket}/none.parquet", key_file, tmp_path / "out"), f"{bucket}/none.parquet")
     assert_one_line_error(encrypt(f"{bucket}/notes.txt", key_file, tmp_path / "out"), "no file of a known kind")
     assert_one_line_error(command("verify", f"{bucket}/out"), "is not an encrypted dataset")

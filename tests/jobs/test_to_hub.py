@@ -117,6 +117,12 @@ def test_a_repository_that_is_source_and_output(hub, owners):
         assert_one_line_error(encrypt(name, owners / "one.key", REPO), "is or holds the source")
 
 
+def test_a_bucket_of_the_hub_that_is_not_there(hub, owners):
+    with started_with(hub.environment(owners / "home")):
+        result = encrypt(owners / "plain", owners / "one.key", "hf://buckets/owner/none/out")
+    assert_one_line_error(result, "hf://buckets/owner/none/out", "look at the name and your credentials")
+
+
 def test_what_goes_to_other_machines_holds_no_token(hub, owners):
     record = Record.from_dict(read_manifest(owners / "one"))
     with started_with(hub.environment(owners / "home")):
