@@ -199,9 +199,7 @@ def _keep(job: Job, unit: Unit, part: int, temporary: Path, rows: int, rejected:
         "rejected": [{"split": unit.split} | each for each in rejected],
     }  # fmt: skip
     if job.send is not None:
-        note["sent"] = job.send(temporary, note["file"])
-        temporary.unlink()
-        return note
+        return note | {"sent": job.send(temporary, note["file"])}
     keep(temporary, job.output / note["file"])
     atomic_write(job.notes / name_of(note), to_text(note))
     return note

@@ -62,26 +62,27 @@ class Shipment:
         return Guard(self.key, [get_token()], self.record.config)
 
     def send(self, shard: Path, name: str, scratch: Path | None = None) -> Uploaded:
-        """One shard: look at its rows, turn it into Parquet, beside it or in `scratch`, look at that, and send it.
+        """One shard: look at its rows, turn it into Parquet, look at that, and send it.
+
+        Without `scratch`, where the Parquet file lies meanwhile, it takes the place of the shard.
 
         Raises:
             LeakError, HubError: as `push_dataset`.
         """
-        guard, dataset = self.guard, Dataset.from_file(str(shard))
+        guard, dataset, path = self.guard, Dataset.from_file(str(shard)), (scratch or shard.parent) / "shard.parquet"
         guard.check_shard(dataset, name, self.columns, self.record.config)
-        path = (scratch or shard.parent) / "shard.parquet"
         write_parquet(dataset, path)
+        rows, nbytes, features = len(dataset), dataset.data.nbytes, dataset.features
+        del dataset  # whose file would be kept on the disk by it
+        if scratch is None:
+            shard.unlink()
         guard.check_file(path, name)
         operation = CommitOperationAdd(f"{Path(name).name}.parquet", str(path))  # its place follows at the commit
         with hub_errors(self.repo_id):
             HfApi().preupload_lfs_files(self.repo_id, [operation], repo_type="dataset")
         if operation.path_or_fileobj:  # kept in git, as the repository wants it: it goes with the commit
             operation.path_or_fileobj = path.read_bytes()
-        sent = Uploaded(
-            operation, len(dataset), sha256(path), path.stat().st_size, dataset.data.nbytes, dataset.features
-        )
-        path.unlink()
-        return sent
+        return Uploaded(operation, rows, sha256(path), path.stat().st_size, nbytes, features)
 
 
 def metadata(record: Record, shards: dict[str, Uploaded]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from tests.helpers import (
     encrypt,
     job_of,
     make_dataset,
+    wait_until,
     write,
     write_interrupted,
 )
@@ -169,9 +170,13 @@ def test_a_driver_that_slept_too_long_stops(bucket, small_encoder, monkeypatch, 
     original, output = EncryptRows.__call__, place(f"{bucket}/out")
     lock = output / UNFINISHED / "lock"
 
-    def slept(self, *args):
-        while any(thread.name == str(lock) for thread in threading.enumerate()):  # which renews it
+    def taken_over():
+        if renewing := any(thread.name == str(lock) for thread in threading.enumerate()):
             lock.write_text("another process\n")
+        return not renewing
+
+    def slept(self, *args):
+        wait_until(taken_over)
         return original(self, *args)
 
     monkeypatch.setattr(EncryptRows, "__call__", slept)

@@ -3,10 +3,12 @@
 import os
 import subprocess
 import tempfile
+from pathlib import Path
 
 import dill
 import pytest
 from datasets import Dataset, Image, load_from_disk
+from huggingface_hub import HfApi
 
 from hf_neuracrypt import SecretKey
 from hf_neuracrypt.data.manifest import read_manifest
@@ -55,6 +57,21 @@ def test_the_same_repository_as_by_way_of_a_folder(processes, hub, owners, scrat
     assert len(hub.repos["dataset", "owner/straight"].commits) == 2, "the repository's own, and one"
     assert hub.repos["dataset", "owner/straight"].private
     assert not list(scratch.iterdir())
+
+
+def test_an_upload_finds_one_file_on_the_disk(hub, owners, scratch, monkeypatch):
+    """Ciphertexts as Parquet, and no longer as Arrow, which no mapping keeps on the disk."""
+    seen, upload = [], HfApi.preupload_lfs_files
+
+    def watched(*args, **options):
+        files = [path.suffix for path in scratch.rglob("*") if path.suffix in (".arrow", ".parquet")]
+        seen.append((files, "shard.arrow" in Path("/proc/self/maps").read_text()))
+        return upload(*args, **options)
+
+    monkeypatch.setattr(HfApi, "preupload_lfs_files", watched)
+    assert straight(hub, owners).returncode == 0
+    assert seen.pop() == ([], False), "the commit"
+    assert len(seen) >= 3 and all(each == ([".parquet"], False) for each in seen)
 
 
 def test_it_is_loaded_by_its_address(hub, owners, tmp_path):
