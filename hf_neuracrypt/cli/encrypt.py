@@ -96,7 +96,7 @@ def encrypt(
         str | None,
         typer.Option(
             metavar="ADDRESS",
-            help="A Dask scheduler, tcp://host:8786: its workers do the work. They share the output folder, and have "
+            help="A Dask scheduler, tcp://host:8786: its workers do the work. They share an output folder, and have "
             "the key file at the same place or where NEURACRYPT_KEY_FILE says.",
         ),
     ] = None,

@@ -83,11 +83,8 @@ def run(
             rejected = [entry for note in notes.values() for entry in note["rejected"]]
             check_rejected(job, rejected)
             found = by_unit(notes)
-            tasks = [
-                (unit, len(found[unit.name]))
-                for unit in units
-                if not (found[unit.name] and found[unit.name][-1]["last"])
-            ]
+            done = {note["unit"] for note in notes.values() if note["last"]}
+            tasks = [(unit, len(found[unit.name])) for unit in units if unit.name not in done]
             total = None if any(unit.rows is None for unit in units) else sum(unit.rows or 0 for unit in units)
             with tqdm(total=total, desc="Encrypting", unit=" images") as bar:
                 bar.update(sum(note["source_rows"] for note in notes.values()))

@@ -150,10 +150,8 @@ class Revision:
         if any(file.rfilename == "README.md" for file in self.repository.siblings or ()):
             path = self.api.hf_hub_download(repo_id, "README.md", repo_type="dataset", revision=self.repository.sha)
             existing = Path(path).read_text()
-        record, shards = (
-            self.shipment.record,
-            {name: self.shards[name] for name in written["files"] if name in self.shards},
-        )
+        record = self.shipment.record
+        shards = {name: self.shards[name] for name in written["files"] if name in self.shards}
         columns = list(next(iter(shards.values())).features)
         card = dataset_card(
             record, written["rows"], columns, repo_id, metadata(record, shards), existing, license, audit,
