@@ -21,7 +21,10 @@ from tests.helpers import SMALL, SMALL_FLAGS, TINY_VIT, command, crops, make_dat
 from tests.loopback_hub import LoopbackHub
 
 
-LONGEST = ("test_ranks.py", "test_readme.py", "test_trainer.py", "test_recipes.py", "test_scripts.py", "test_cli.py")
+LONGEST = (
+    "test_far.py", "test_ranks.py", "test_readme.py", "test_trainer.py", "test_recipes.py", "test_scripts.py",
+    "test_cli.py",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -30,6 +30,7 @@ from PIL import Image as PILImage
 
 from hf_neuracrypt.data.dataset import EncryptRows, make_plan
 from hf_neuracrypt.data.manifest import verify
+from hf_neuracrypt.data.places import place
 from hf_neuracrypt.data.record import Record
 from hf_neuracrypt.jobs.job import Job
 from hf_neuracrypt.jobs.run import run
@@ -366,6 +367,13 @@ def digests(folder) -> dict[str, str]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+def contents(folder) -> dict[str, bytes]:
+    """Every file of a finished folder, or of one in a bucket, by name."""
+    root = place(folder)
+    files = (path for path in root.rglob("*") if path.is_file())
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in files}
 
 
 def problems(folder) -> dict[str, str]:

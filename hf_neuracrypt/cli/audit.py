@@ -36,7 +36,7 @@ def audit(
     Example:
       hf-neuracrypt audit encrypted/ --source photos/ --key-file hospital.key --output audit/
     """
-    from hf_neuracrypt.jobs.job import check_places
+    from hf_neuracrypt.data.places import check_places
 
     check_places(source, key_file, output)
     if output.resolve().is_relative_to(folder.resolve()):

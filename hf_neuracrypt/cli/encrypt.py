@@ -1,5 +1,6 @@
 """`encrypt` and `verify`: encrypted folders, from the source to the last check."""
 
+import dataclasses
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -20,8 +21,6 @@ from hf_neuracrypt.schemes import SCHEMES
 
 if TYPE_CHECKING:
     from hf_neuracrypt.jobs.job import Job
-
-HUB = "hf://datasets/"  # as in `data.places`, which takes a second to import
 
 
 def encrypt(
@@ -114,7 +113,7 @@ def encrypt(
         str | None,
         typer.Option(
             metavar="ADDRESS",
-            help="A Dask scheduler, tcp://host:8786: its workers do the work. They share the output folder, and have "
+            help="A Dask scheduler, tcp://host:8786: its workers do the work. They share an output folder, and have "
             "the key file at the same place or where NEURACRYPT_KEY_FILE says.",
         ),
     ] = None,
@@ -134,15 +133,15 @@ def encrypt(
     Example:
       hf-neuracrypt encrypt --dataset photos/ --key-file hospital.key --output encrypted/
     """
-    from hf_neuracrypt.jobs.job import Job, check_places
+    from hf_neuracrypt.data.places import HUB, check_places, passing_folder, place
 
     if rank >= world_size:
         raise NeuraCryptError(f"--rank {rank} is not below --world-size {world_size}: ranks count from 0")
     if dask is not None and (num_proc > 1 or world_size > 1):
         raise NeuraCryptError("--dask has its own workers: leave --num-proc, --rank and --world-size out")
     repository = output.removeprefix(HUB) if output.startswith(HUB) else None
-    if repository is not None and (dask is not None or world_size > 1):
-        raise NeuraCryptError("shards go to a repository from this machine: leave --dask, --rank and --world-size out")
+    if repository is not None and world_size > 1:
+        raise NeuraCryptError("one process commits to a repository: leave --rank and --world-size out; --dask works")
     sizes = {"image_size": image_size, "patch_size": patch_size, "window": window}
     options = {name: size for name, size in sizes.items() if size is not None} | parse_options(scheme_option or ())
     columns: dict[str, Any] = {"image_column": image_column, "label_column": label_column}
@@ -156,10 +155,10 @@ def encrypt(
 
     from hf_neuracrypt.data.dataset import make_plan
     from hf_neuracrypt.data.manifest import read_manifest
-    from hf_neuracrypt.data.places import passing_folder, place
     from hf_neuracrypt.data.sources import identity, plain_splits
     from hf_neuracrypt.data.summary import describe, many_frames, rows_of, too_dark
     from hf_neuracrypt.encoders import load_encoder
+    from hf_neuracrypt.jobs.job import Job
     from hf_neuracrypt.jobs.run import run
 
     if like is not None and read_manifest(like)["key_id"] == key.id:
@@ -184,30 +183,29 @@ def encrypt(
         folder = passing / "encrypted" if repository else place(output)
         job = Job(splits, plan, folder, shard_size * 1_000_000, max_bad_fraction, views, flip, dicom)
         if repository:
-            _run_to_repository(job, repository, num_proc)
+            _run_to_repository(job, repository, num_proc, dask)
         elif not run(job, num_proc, rank, world_size, dask):
             return note(f"Rank {rank} of {world_size} has done its part; {output} is complete when all have.")
-        _report(job, output, like, bool(left_out))
+        _report(job, output, like, bool(left_out), stays=repository is None)
 
 
-def _run_to_repository(job: "Job", repository: str, num_proc: int) -> None:
-    """Each shard is sent as soon as it is there, and then removed here; all are committed together at the end."""
+def _run_to_repository(job: "Job", repository: str, num_proc: int, dask: str | None) -> None:
+    """Workers send their shards as soon as they are there; all are committed together at the end."""
     from hf_neuracrypt.data.manifest import read_manifest
     from hf_neuracrypt.jobs.run import run
     from hf_neuracrypt.publish.push import new_revision
 
-    def send(written: dict) -> None:
-        shard = job.output / written["file"]
-        revision.upload(shard, written["sha256"], shard.parent.name)
-        shard.unlink()
-
     kept = tuple(job.plan.columns.kept)
-    with new_revision(repository, job.plan.record, job.plan.encoder.key, keep_columns=kept) as revision:
-        run(job, num_proc, arrived=send)
-        note(f"Committed {revision.commit(read_manifest(job.output))}")
+    revision = new_revision(repository, job.plan.record, job.plan.encoder.key, keep_columns=kept)
+
+    def arrived(note: dict) -> None:
+        revision.shards[note["file"]] = note["sent"]
+
+    run(dataclasses.replace(job, send=revision.shipment.send), num_proc, dask=dask, arrived=arrived)
+    note(f"Committed {revision.commit(read_manifest(job.output))}")
 
 
-def _report(job: "Job", output: str, like: Path | None, left_out: bool) -> None:
+def _report(job: "Job", output: str, like: Path | None, left_out: bool, stays: bool) -> None:
     """Say what was done, and what was left out."""
     from hf_neuracrypt.data.manifest import REJECTED, read_manifest
     from hf_neuracrypt.data.summary import describe
@@ -218,7 +216,7 @@ def _report(job: "Job", output: str, like: Path | None, left_out: bool) -> None:
     if like is not None and rows != read_manifest(like)["rows"]:
         raise DatasetError(f"the source has other images now: {rows}, not {read_manifest(like)['rows']} as in {like}")
     if listed.exists():
-        lines, stays = listed.read_text().splitlines(), not output.startswith(HUB)
+        lines = listed.read_text().splitlines()
         where = f"listed in {listed}" if stays else "\n".join(lines)
         note(f"Rows that could not be encrypted and were left out: {len(lines):,}, {where}")
     if left_out or listed.exists():

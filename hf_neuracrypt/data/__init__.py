@@ -10,5 +10,7 @@ summary.py   what an owner is told before work
 dataset.py   the `datasets.map` step: `encrypt_dataset`
 view.py      encryption in memory, row by row: `EncryptedView`
 record.py    what is public about an encryption, beside every dataset and model
+places.py    folders and buckets, used alike
+locks.py     one job at a time in each of them
 manifest.py  an encrypted dataset on disk: its files, and whether they are as they were written
 """

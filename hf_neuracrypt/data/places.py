@@ -15,7 +15,7 @@ from typing import Any
 
 from upath import UPath
 
-from hf_neuracrypt.errors import DatasetError, NeuraCryptError, first_line
+from hf_neuracrypt.errors import DatasetError, KeyFileError, NeuraCryptError, first_line
 
 
 HUB = "hf://datasets/"  # what follows is the name of a repository
@@ -122,12 +122,38 @@ def names_in(folder: Path) -> list[str]:
     return [path.name for path in folder.iterdir()] if folder.exists() else []
 
 
+def texts_of(folder: Path, names: list[str]) -> dict[str, str]:
+    """Small files of a folder; those of a bucket many at once."""
+    if not is_address(folder):
+        return {name: (folder / name).read_text() for name in names}
+    paths = {(folder / name).path: name for name in names}  # type: ignore[attr-defined]
+    found = folder.fs.cat(list(paths)) if paths else {}  # type: ignore[attr-defined]
+    return {paths[path]: content.decode() for path, content in found.items()}
+
+
 def remove(folder: Path) -> None:
     """A folder with all that is in it."""
     if not is_address(folder):
         shutil.rmtree(folder, ignore_errors=True)
     elif folder.exists():
         folder.fs.rm(folder.path, recursive=True)  # type: ignore[attr-defined]
+
+
+def check_places(dataset: str, key_file: Path, output: str | Path) -> None:
+    """Source, key and output are three places: an output folder gets copied and published."""
+    if str(output).startswith(("file://", "local://", "memory://")):
+        raise DatasetError(f"{output} is in no bucket: give the path of a folder")
+    folder, source, key = (_resolved(str(name)) for name in (output, dataset, key_file))
+    if f"{source}/".startswith(f"{folder}/") or f"{HUB}{dataset}" == folder:
+        raise DatasetError(f"the output {output} is or holds the source {dataset}: choose another place")
+    if (is_address(source) or Path(source).is_dir()) and folder.startswith(f"{source}/"):
+        raise DatasetError(f"the output {output} lies inside the source {dataset}: choose another place")
+    if key.startswith(f"{folder}/"):
+        raise KeyFileError(f"the key file {key_file} lies inside the output {output}: keep it elsewhere")
+
+
+def _resolved(name: str) -> str:
+    return name.rstrip("/") if is_address(name) else os.path.realpath(name)
 
 
 def sha256(path: Path) -> str:

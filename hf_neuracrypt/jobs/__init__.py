@@ -2,5 +2,5 @@
 
 job.py     what is to be encrypted where to, and the units it is cut into
 writer.py  what a unit leaves in the folder, and how the folder is completed
-run.py     the driver: units to an executor, a progress bar, who may be at work
+run.py     the driver: units to an executor, a progress bar, notes until all are there
 """

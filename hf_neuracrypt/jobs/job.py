@@ -4,18 +4,17 @@ A unit is a run of rows of a dataset (one shard, one `datasets.map`), or one sou
 one after the other, in one pass).
 """
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset, IterableDataset
 
 from hf_neuracrypt.data.dataset import Plan, Split
 from hf_neuracrypt.data.manifest import TRAIN, UNFINISHED
-from hf_neuracrypt.data.places import is_address
-from hf_neuracrypt.errors import DatasetError, KeyFileError
+from hf_neuracrypt.errors import DatasetError
 
 
 SHARD_BYTES = 500_000_000
@@ -37,6 +36,8 @@ class Job:
         views: rows of each image in the split `train`, one after the other: itself, then moved versions of it.
         flip: half of those are mirrored.
         dicom: how rows were made of DICOM files, for the manifest; see `manifest.dicom_of`.
+        send: takes a finished shard elsewhere, given its file and its name in the folder; what it returns becomes part
+            of the shard's note. Then `output` gets neither shards nor notes, but the rest.
 
     Raises:
         DatasetError: there is no split `train` to have views of, or nothing to flip.
@@ -50,6 +51,7 @@ class Job:
     views: int = 1
     flip: bool = False
     dicom: Mapping[str, bool] = field(default_factory=dict)
+    send: Callable[[Path, str], Any] | None = None
 
     def __post_init__(self) -> None:
         if self.views > 1 and TRAIN not in self.splits:
@@ -129,18 +131,3 @@ def units_of(job: Job) -> list[Unit]:
             starts = range(0, max(1, len(split)), job.shard_rows)
             units += [Unit(name, i, start, min(job.shard_rows, len(split) - start)) for i, start in enumerate(starts)]
     return units
-
-
-def check_places(dataset: str, key_file: Path, output: str | Path) -> None:
-    """Source, key and output are three places: an output folder gets copied and published."""
-    if is_address(output):
-        if str(output).rstrip("/") == dataset.rstrip("/"):
-            raise DatasetError(f"{output} is both source and output: choose another address")
-        return
-    folder, source, key = (os.path.realpath(path) for path in (output, dataset, key_file))
-    if folder == source or source.startswith(folder + os.sep):
-        raise DatasetError(f"the output {output} is or holds the source {dataset}: choose another folder")
-    if Path(source).is_dir() and folder.startswith(source + os.sep):
-        raise DatasetError(f"the output {output} lies inside the source {dataset}: choose another folder")
-    if key.startswith(folder + os.sep):
-        raise KeyFileError(f"the key file {key_file} lies inside the output {output}: keep it elsewhere")

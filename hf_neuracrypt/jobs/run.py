@@ -7,11 +7,9 @@ Notable decisions
 - Ranks of a job array share the units without an executor and never wait for each other: the last completes the folder.
 """
 
-import fcntl
 import multiprocessing
 import os
 import signal
-import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, ProcessPoolExecutor, wait
@@ -19,13 +17,13 @@ from contextlib import contextmanager
 from functools import lru_cache
 from itertools import islice
 from multiprocessing.connection import wait as wait_for_process
-from pathlib import Path
 
 import dill  # what `datasets` pickles with: it can send generator functions
 import torch
 from tqdm.auto import tqdm
 
 from hf_neuracrypt.data.batches import cores
+from hf_neuracrypt.data.locks import at_work
 from hf_neuracrypt.data.manifest import UNFINISHED, is_unfinished
 from hf_neuracrypt.data.places import is_address, reachable, remove
 from hf_neuracrypt.data.sources import quiet_datasets
@@ -34,16 +32,17 @@ from hf_neuracrypt.jobs.job import Job, Unit, units_of
 from hf_neuracrypt.jobs.writer import (
     SCRATCH,
     Note,
+    by_unit,
     check_rejected,
     claim,
     complete,
-    finished_shards,
-    rejected_so_far,
+    name_of,
+    read_notes,
     write_unit,
 )
 
 
-IN_FLIGHT = 256  # units that an executor holds at once, as a rule
+IN_FLIGHT = 256  # units that an executor holds at once
 SCHEDULER_SECONDS = 30  # that a Dask scheduler may need to answer
 
 
@@ -53,7 +52,7 @@ def run(
     rank: int = 0,
     world_size: int = 1,
     dask: str | None = None,
-    arrived: Callable[[Note], object] | None = None,
+    arrived: Callable[[Note], object] = lambda note: None,
 ) -> bool:
     """Do the units of a job that nobody did before, and complete its folder if all are done.
 
@@ -63,7 +62,7 @@ def run(
         rank: of this machine in a job array, which does every `world_size`-th unit.
         world_size: how many machines the array has.
         dask: the address of a Dask scheduler whose workers do the work, on machines that share the output.
-        arrived: called with the note of each shard; it may take the shard away. Then workers are never far ahead.
+        arrived: called with the note of each shard.
 
     Returns:
         Whether the folder is complete; False when other ranks have units left to do.
@@ -72,73 +71,49 @@ def run(
         DatasetError: the folder holds something else, somebody else is at work on it, or rows cannot be encrypted.
         NeuraCryptError: what stopped a worker. The same call again continues.
     """
-    with reachable(job.output):
-        return _run(job, num_proc, rank, world_size, dask, arrived)
-
-
-def _run(
-    job: Job, num_proc: int, rank: int, world_size: int, dask: str | None, arrived: Callable[[Note], object] | None
-) -> bool:
-    if not claim(job, repeatable=world_size > 1):
-        return True
-    with _lock(job.output, shared=world_size > 1), quiet_datasets():
-        finished, rejected = finished_shards(job), rejected_so_far(job)
-        units = units_of(job)[rank::world_size]
-        tasks = [(unit, finished[unit.name].count) for unit in units if not finished[unit.name].all]
-        total = None if any(unit.rows is None for unit in units) else sum(unit.rows or 0 for unit in units)
-        with tqdm(total=total, desc="Encrypting", unit=" images") as bar:
-            bar.update(sum(finished[unit.name].rows(job, unit) for unit in units))
+    with reachable(job.output), quiet_datasets():
+        if not claim(job, repeatable=world_size > 1):
+            return True
+        with at_work(job.output / UNFINISHED, shared=world_size > 1) as check:
+            if world_size == 1 and not is_address(job.output):
+                for left in (job.output / UNFINISHED).glob(f"{SCRATCH}*"):  # what a killed worker was writing
+                    remove(left)
+            units = units_of(job)[rank::world_size]
+            notes = read_notes(job, units, {})
+            rejected = [entry for note in notes.values() for entry in note["rejected"]]
             check_rejected(job, rejected)
-            for note in _notes(job, tasks, num_proc, dask, bar, num_proc if arrived else IN_FLIGHT):
-                if arrived:
+            found = by_unit(notes)
+            done = {note["unit"] for note in notes.values() if note["last"]}
+            tasks = [(unit, len(found[unit.name])) for unit in units if unit.name not in done]
+            total = None if any(unit.rows is None for unit in units) else sum(unit.rows or 0 for unit in units)
+            with tqdm(total=total, desc="Encrypting", unit=" images") as bar:
+                bar.update(sum(note["source_rows"] for note in notes.values()))
+                for note in _write_all(job, tasks, num_proc, dask, bar):
+                    check()
+                    notes[name_of(note)] = note
+                    rejected += note["rejected"]
+                    check_rejected(job, rejected)
                     arrived(note)
-                rejected += note["rejected"]
-                check_rejected(job, rejected)
-        try:
-            return complete(job)
-        except FileNotFoundError:
-            if is_unfinished(job.output):
-                raise
-            return True  # another rank completed it, and tidied up, meanwhile
+            try:
+                return complete(job, notes)
+            except FileNotFoundError:
+                if is_unfinished(job.output):
+                    raise
+                return True  # another rank completed it, and tidied up, meanwhile
 
 
-def _notes(
-    job: Job, tasks: Sequence[tuple[Unit, int]], num_proc: int, dask: str | None, bar: tqdm, ahead: int
+def _write_all(
+    job: Job, tasks: Sequence[tuple[Unit, int]], num_proc: int, dask: str | None, bar: tqdm
 ) -> Iterator[Note]:
-    """Do the tasks (a unit, and how many of its shards are there), of which an executor holds `ahead` at once."""
+    """Do the tasks: a unit, and how many of its shards are there."""
     if num_proc == 1 and dask is None:
         for unit, first in tasks:
             yield from write_unit(job, unit, first, bar.update)
         return
     with _dask(dask) if dask else _processes(num_proc, job) as executor:
-        for note in _results(executor, job, tasks, ahead):
+        for note in _results(executor, job, tasks):
             bar.update(note["source_rows"])
             yield note
-
-
-@contextmanager
-def _lock(output: Path, shared: bool) -> Iterator[None]:
-    """Nobody else may be at work on a folder but ranks of one array, whose units are their own. Raises DatasetError.
-
-    The system drops the lock when the process ends, however it ends. A bucket has none: two at work there do it twice.
-    """
-    if is_address(output):
-        yield
-        return
-    with open(output / UNFINISHED / "lock", "a+") as file:
-        try:
-            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            who = file.read() or "another process"
-            raise DatasetError(f"{who} is writing to {output}: wait for it, or stop it") from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        if not shared:
-            for left in (output / UNFINISHED).glob(f"{SCRATCH}*"):  # what a killed worker was writing
-                remove(left)
-        yield
 
 
 @contextmanager
@@ -186,7 +161,7 @@ def _dask(address: str) -> Iterator[Executor]:
         yield client.get_executor(pure=False)
 
 
-def _results(executor: Executor, job: Job, tasks: Sequence[tuple[Unit, int]], ahead: int) -> Iterator[Note]:
+def _results(executor: Executor, job: Job, tasks: Sequence[tuple[Unit, int]]) -> Iterator[Note]:
     """What workers write of the tasks."""
     try:
         packed = dill.dumps(job)
@@ -196,7 +171,7 @@ def _results(executor: Executor, job: Job, tasks: Sequence[tuple[Unit, int]], ah
     try:
         while True:
             with _without_interrupts():  # workers that an executor starts now inherit this: the driver decides
-                for unit, first in islice(left, ahead - len(waiting)):
+                for unit, first in islice(left, IN_FLIGHT - len(waiting)):
                     waiting.add(executor.submit(_write, packed, unit, first))
             if not waiting:
                 return

@@ -4,13 +4,14 @@ A unit of work is a function of job and unit, whoever does it and how often: a s
 and its note says how many rows it has, its sha256, and what was rejected. An unfinished folder is resumed by its notes.
 """
 
+import errno
 import hashlib
 import itertools
 import json
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,26 @@ from hf_neuracrypt.data.manifest import (
     read_manifest,
     to_text,
 )
-from hf_neuracrypt.data.places import atomic_write, is_address, keep, make_folder, names_in, remove, sha256
-from hf_neuracrypt.errors import DatasetError, first_line
+from hf_neuracrypt.data.places import (
+    atomic_write,
+    is_address,
+    keep,
+    make_folder,
+    names_in,
+    passing_folder,
+    remove,
+    sha256,
+    texts_of,
+)
+from hf_neuracrypt.errors import DatasetError, NeuraCryptError, first_line
 from hf_neuracrypt.jobs.job import BATCH_SIZE, Job, Unit, units_of
 
 
 SCRATCH = "scratch-"
-Note = dict[str, Any]  # file, source_rows, rows, sha256, rejected: of one shard
+LAST = ".last.json"  # ends the name of the note of a unit's last shard
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+Note = dict[str, Any]  # of one shard: unit, part, last, file, source_rows, rows, sha256, rejected, sent
+Notes = dict[str, Note]  # by the names of their files
 Progress = Callable[[int], object]
 
 
@@ -53,8 +67,12 @@ def claim(job: Job, repeatable: bool = False) -> bool:
             make_folder(job.notes)
             if not is_unfinished(output):
                 atomic_write(plan_file, to_text(job.identity()))
+        for split in job.splits:
+            make_folder(output / split)
         other = json.loads(plan_file.read_text())
     except OSError as error:
+        if is_address(output):
+            raise
         raise DatasetError(f"cannot write to {output}: {error.strerror or first_line(error)}") from None
     different = [name for name, value in job.identity().items() if value != other.get(name)]
     if different:
@@ -65,26 +83,28 @@ def claim(job: Job, repeatable: bool = False) -> bool:
     return True
 
 
-@dataclass
-class Finished:
-    """How many shards of a unit are there, and whether these are all."""
-
-    count: int = 0
-    all: bool = False
-
-    def rows(self, job: Job, unit: Unit) -> int:
-        """Of the source; the last shard of a stream counts as a full one."""
-        return self.count * (job.shard_rows if unit.rows is None else unit.rows)
+def read_notes(job: Job, units: Iterable[Unit], known: Notes) -> Notes:
+    """Those of the shards of some units, by name; what is known already is not read again."""
+    wanted = {unit.name for unit in units}
+    names = [name for name in names_in(job.notes) if _unit_of(name) in wanted and name not in known]
+    return known | {name: json.loads(text) for name, text in texts_of(job.notes, names).items()}
 
 
-def finished_shards(job: Job) -> dict[str, Finished]:
-    """By name of the unit, from the names of the notes alone."""
-    found: dict[str, Finished] = defaultdict(Finished)
-    for note in names_in(job.notes):
-        name, _, rest = note.rpartition("-")
-        found[name].count += rest.endswith(".json")
-        found[name].all |= rest.endswith(".last.json")
+def by_unit(notes: Notes) -> dict[str, list[Note]]:
+    """Those of each unit, in the order of the data."""
+    found = defaultdict(list)
+    for name in sorted(notes, key=lambda name: (len(name), name)):
+        found[_unit_of(name)].append(notes[name])
     return found
+
+
+def name_of(note: Note) -> str:
+    """Of a note's file: which units are done can be seen from names alone."""
+    return f"{note['unit']}-{note['part']:05d}{LAST if note['last'] else '.json'}"
+
+
+def _unit_of(name: str) -> str:
+    return name.rpartition("-")[0]
 
 
 def write_unit(job: Job, unit: Unit, first: int = 0, progress: Progress = lambda rows: None) -> Iterator[Note]:
@@ -93,10 +113,18 @@ def write_unit(job: Job, unit: Unit, first: int = 0, progress: Progress = lambda
     Raises:
         DatasetError: a row cannot be encrypted.
     """
-    beside = None if is_address(job.output) else job.output / UNFINISHED
-    with tempfile.TemporaryDirectory(dir=beside, prefix=SCRATCH) as scratch:
-        write = _write_rows if unit.rows is not None else _write_stream
-        yield from write(job, unit, first, Path(scratch) / "shard.arrow", progress)
+    elsewhere = job.send is not None or is_address(job.output)
+    beside = partial(tempfile.TemporaryDirectory, dir=job.output / UNFINISHED, prefix=SCRATCH)
+    try:
+        with passing_folder() if elsewhere else beside() as scratch:
+            write = _write_rows if unit.rows is not None else _write_stream
+            yield from write(job, unit, first, Path(scratch) / "shard.arrow", progress)
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        where = f"{tempfile.gettempdir()} ($TMPDIR)" if elsewhere else job.output
+        reason = f"{error.strerror or first_line(error)}: make room in {where}"
+        raise DatasetError(f"{reason}; the same command again continues") from None
 
 
 def _write_rows(job: Job, unit: Unit, first: int, temporary: Path, progress: Progress) -> Iterator[Note]:
@@ -120,7 +148,7 @@ def _write_stream(job: Job, unit: Unit, first: int, temporary: Path, progress: P
     if stream.num_shards > 1:
         stream = stream.shard(stream.num_shards, unit.index)
     row = first * job.shard_rows
-    batches = iter((stream.skip(row) if row else stream).iter(batch_size=BATCH_SIZE))
+    batches = _read(unit, (stream.skip(row) if row else stream).iter(batch_size=BATCH_SIZE))
     batch = next(batches, None)
     for part in itertools.count(first):
         function, start = _function(job, unit, progress), row
@@ -138,13 +166,24 @@ def _write_stream(job: Job, unit: Unit, first: int, temporary: Path, progress: P
             return
 
 
+def _read(unit: Unit, batches: Iterable[dict]) -> Iterator[dict]:
+    """What a stream gives, and in one line why it ends too early."""
+    try:
+        yield from batches
+    except NeuraCryptError:
+        raise
+    except Exception as error:  # of whatever reads the source's files, or brings them here
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        where = f"part {unit.index} of the source (split {unit.split})"
+        raise DatasetError(f"cannot read {where}: {reason}; the same command again continues") from None
+
+
 def _function(job: Job, unit: Unit, progress: Progress, rows: Sequence[int] | None = None) -> EncryptRows:
     def stop(row: int, error: Exception) -> str:
-        before = _rows_before(job, unit)
-        where = f"row {row} of part {unit.index} of the source" if before is None else f"row {before + row}"
+        part = f" of part {unit.index} of the source" if unit.rows is None and unit.index else ""
         return (
-            f"{where} cannot be encrypted: {error} (split {unit.split}; --max-bad-fraction leaves such rows out; a "
-            "repaired source needs a new output folder)"
+            f"row {row}{part} cannot be encrypted: {error} (split {unit.split}; --max-bad-fraction leaves such rows "
+            "out; a repaired source needs a new output folder)"
         )
 
     rejected: list[dict] | None = [] if job.max_bad_fraction else None
@@ -152,41 +191,18 @@ def _function(job: Job, unit: Unit, progress: Progress, rows: Sequence[int] | No
     return job.plan.rows(rows=rows, rejected=rejected, progress=progress, views=views, flip=job.flip, stop=stop)
 
 
-def _rows_before(job: Job, unit: Unit) -> int | None:
-    """How many rows of its split come before those of a source shard; None: another worker is still at them."""
-    if unit.rows is not None:
-        return 0  # a dataset's rows have the numbers of the split
-    finished = finished_shards(job)
-    earlier = [Unit(unit.split, index) for index in range(unit.index)]
-    if not all(finished[other.name].all for other in earlier):
-        return None
-    return sum(note["source_rows"] for other in earlier for note in _notes_of(job, other, finished[other.name]))
-
-
-def _notes_of(job: Job, unit: Unit, finished: Finished) -> list[Note]:
-    paths = (_note_of(job, unit, part, part == finished.count - 1) for part in range(finished.count))
-    return [json.loads(path.read_text()) for path in paths]
-
-
 def _keep(job: Job, unit: Unit, part: int, temporary: Path, rows: int, rejected: list[dict], last: bool) -> Note:
-    """Give a shard its final name, and leave its note."""
-    stored = (rows - len(rejected)) * job.views_of(unit.split)
-    note: Note = {"file": unit.file(part), "source_rows": rows, "rows": stored, "sha256": sha256(temporary)}
-    note["rejected"] = [{"split": unit.split} | each for each in rejected]
-    make_folder(job.output / unit.split)
+    """Give a shard its final place, and leave its note."""
+    note: Note = {
+        "unit": unit.name, "part": part, "last": last, "file": unit.file(part), "sha256": sha256(temporary),
+        "source_rows": rows, "rows": (rows - len(rejected)) * job.views_of(unit.split),
+        "rejected": [{"split": unit.split} | each for each in rejected],
+    }  # fmt: skip
+    if job.send is not None:
+        return note | {"sent": job.send(temporary, note["file"])}
     keep(temporary, job.output / note["file"])
-    atomic_write(_note_of(job, unit, part, last), to_text(note))
+    atomic_write(job.notes / name_of(note), to_text(note))
     return note
-
-
-def _note_of(job: Job, unit: Unit, part: int, last: bool) -> Path:
-    return job.notes / f"{unit.name}-{part:05d}{'.last' if last else ''}.json"
-
-
-def rejected_so_far(job: Job) -> list[dict]:
-    """The rows that earlier runs of a job left out."""
-    notes = (json.loads((job.notes / name).read_text()) for name in names_in(job.notes))
-    return [entry for note in notes for entry in note["rejected"]]
 
 
 def check_rejected(job: Job, rejected: Sequence[dict], rows: int | None = None) -> None:
@@ -200,8 +216,8 @@ def check_rejected(job: Job, rejected: Sequence[dict], rows: int | None = None) 
         )
 
 
-def complete(job: Job) -> bool:
-    """If every unit is done, write what makes the folder loadable, and tidy up.
+def complete(job: Job, notes: Notes) -> bool:
+    """If every unit is done, write what makes the folder loadable, and tidy up; others may have left further notes.
 
     Returns:
         Whether the folder is complete.
@@ -209,21 +225,23 @@ def complete(job: Job) -> bool:
     Raises:
         DatasetError: too many rows were left out.
     """
-    units, finished = units_of(job), finished_shards(job)
-    if not all(finished[unit.name].all for unit in units):
+    units = units_of(job)
+    done = {_unit_of(name) for name in {*notes, *names_in(job.notes)} if name.endswith(LAST)}
+    if not all(unit.name in done for unit in units):
         return not is_unfinished(job.output)  # another rank may have completed it meanwhile
-    notes: dict[str, list[Note]] = {name: [] for name in job.splits}
+    found = by_unit(read_notes(job, units, notes))
+    shards: dict[str, list[Note]] = {name: [] for name in job.splits}
     rejected: list[dict] = []
     seen = dict.fromkeys(job.splits, 0)
     for unit in units:
         before = seen[unit.split] if unit.rows is None else 0  # rows of a stream are counted in its parts
-        for note in _notes_of(job, unit, finished[unit.name]):
+        for note in found[unit.name]:
             rejected += [entry | {"row": before + entry["row"]} for entry in note["rejected"]]
             seen[unit.split] += note["source_rows"]
-            notes[unit.split].append(note)
+            shards[unit.split].append(note)
     check_rejected(job, rejected, sum(seen.values()))
-    files = {note["file"]: {k: note[k] for k in ("rows", "sha256")} for each in notes.values() for note in each}
-    for split, each in notes.items():
+    files = {note["file"]: {k: note[k] for k in ("rows", "sha256")} for each in shards.values() for note in each}
+    for split, each in shards.items():
         info, state = _split_files(job, split, [Path(note["file"]).name for note in each])
         _write_listed(job.output, f"{split}/{datasets_config.DATASET_INFO_FILENAME}", to_text(info), files)
         _write_listed(job.output, f"{split}/{datasets_config.DATASET_STATE_JSON_FILENAME}", to_text(state), files)
@@ -231,7 +249,7 @@ def complete(job: Job) -> bool:
         _write_listed(job.output, REJECTED, "".join(json.dumps(entry) + "\n" for entry in rejected), files)
     splits = to_text({"splits": list(job.splits)})
     _write_listed(job.output, datasets_config.DATASETDICT_JSON_FILENAME, splits, files)
-    rows = {split: sum(note["rows"] for note in each) for split, each in notes.items()}
+    rows = {split: sum(note["rows"] for note in each) for split, each in shards.items()}
     manifest = job.plan.record.to_dict() | {"rows": rows, "source": job.identity()["source"], "files": files}
     if job.plan.keyed_order:
         manifest["order"] = "keyed"

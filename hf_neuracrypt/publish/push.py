@@ -8,22 +8,14 @@ Notable decisions
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
-import pyarrow.parquet as pq
-from datasets import Dataset, Features
-from datasets.info import DatasetInfo, DatasetInfosDict
-from datasets.splits import SplitDict, SplitInfo
-from datasets.utils.metadata import MetadataConfigs
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetCardData, HfApi, get_token
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.hf_api import DatasetInfo as Repository
 from tqdm.auto import tqdm
 
-from hf_neuracrypt.data.dataset import WRITER_BATCH_SIZE
 from hf_neuracrypt.data.manifest import MANIFEST, UNFINISHED, checksum, parse_manifest, read_manifest, to_text
 from hf_neuracrypt.data.places import passing_folder, sha256
 from hf_neuracrypt.data.record import Record
@@ -33,10 +25,7 @@ from hf_neuracrypt.hub import hub_errors
 from hf_neuracrypt.keys import SecretKey
 from hf_neuracrypt.publish.cards import PublishedAudit, dataset_card
 from hf_neuracrypt.publish.guard import Guard
-
-
-# The Hub keeps larger files outside git: once uploaded they are not read again. Smaller ones may be, at the commit.
-ALWAYS_KEPT_APART = 10_000_000
+from hf_neuracrypt.publish.shards import Shipment, Uploaded, metadata
 
 
 def push_dataset(
@@ -81,14 +70,16 @@ def push_dataset(
     if key is not None:
         record.check_key(key, folder)
     Guard(key, [get_token()], record.config).check_folder(folder, [*manifest["files"], MANIFEST], ignored=[UNFINISHED])
-    with new_revision(repo_id, record, key, public, keep_columns, replace_key) as revision:
+    revision = new_revision(repo_id, record, key, public, keep_columns, replace_key)
+    with passing_folder() as scratch:
         shards = [name for name in manifest["files"] if name.endswith(".arrow")]
         for name in tqdm(shards, desc="Publishing", unit=" shards"):
-            revision.upload(folder / name, manifest["files"][name]["sha256"], name.split("/")[0])
-        return revision.commit(manifest, license, audit, "manual" if gated else None, public)
+            if sha256(folder / name) != manifest["files"][name]["sha256"]:
+                raise DatasetError(f"{folder / name} does not have its sha256 of the manifest: encrypt again")
+            revision.shards[name] = revision.shipment.send(folder / name, name, scratch)
+        return revision.commit(manifest, license, audit, "manual" if gated else None)
 
 
-@contextmanager
 def new_revision(
     repo_id: str,
     record: Record,
@@ -96,14 +87,14 @@ def new_revision(
     public: bool = False,
     keep_columns: tuple[str, ...] = (),
     replace_key: bool = False,
-) -> Iterator["Revision"]:
-    """What is going to be committed to a dataset repository; nothing is, if something fails. See `push_dataset`."""
+) -> "Revision":
+    """What is going to be committed to a dataset repository, which is made if it is not there. See `push_dataset`."""
     api = HfApi()
-    with hub_errors(repo_id), passing_folder() as scratch:
+    with hub_errors(repo_id):
         repo_id = api.create_repo(repo_id, repo_type="dataset", private=not public, exist_ok=True).repo_id
-        repository, guard = api.dataset_info(repo_id), Guard(key, [get_token()], record.config)
+        repository = api.dataset_info(repo_id)
         _check_repository(repository, record, public, replace_key)
-        yield Revision(api, repository, record, guard, ("image", "label", *keep_columns), scratch)
+    return Revision(api, repository, Shipment(repo_id, record, key, ("image", "label", *keep_columns)), public)
 
 
 def _check_repository(repository: Repository, record: Record, public: bool, replace_key: bool) -> None:
@@ -123,75 +114,31 @@ def _check_repository(repository: Repository, record: Record, public: bool, repl
         )
 
 
-def write_parquet(dataset: Dataset, path: Path) -> None:
-    """As `Dataset.to_parquet`, whose files the viewer and streams read, but compressed: bytes of ciphertexts have less
-    than 7 bits of entropy. Chunks are cut by content, so that the Hub knows again what a later revision keeps."""
-    with pq.ParquetWriter(
-        path, dataset.features.arrow_schema, compression="zstd", compression_level=3, use_dictionary=False,
-        use_content_defined_chunking=True, write_page_index=True,
-    ) as writer:  # fmt: skip
-        for start in range(0, len(dataset), WRITER_BATCH_SIZE):
-            writer.write_table(dataset.data.table.slice(start, WRITER_BATCH_SIZE))
-
-
-class Uploaded(NamedTuple):
-    """A shard that the Hub has, and that no commit has yet."""
-
-    operation: CommitOperationAdd
-    rows: int
-    sha256: str
-
-
 @dataclasses.dataclass
 class Revision:
     """What is to be committed on top of what `repository` holds: shards, uploaded one by one, then all at once.
 
     Args:
         api, repository: of the Hub.
-        record: of the folder.
-        guard: looks at everything.
-        columns: those that may be published.
-        scratch: a folder for Parquet files on their way.
+        shipment: how shards were sent.
+        public: everybody may read it once it is there.
+        shards: what was sent, by names in the folder.
     """
 
     api: HfApi
     repository: Repository
-    record: Record
-    guard: Guard
-    columns: tuple[str, ...]
-    scratch: Path
-    shards: dict[tuple[str, str], Uploaded] = dataclasses.field(default_factory=dict)  # by split and name
-    splits: dict[str, SplitInfo] = dataclasses.field(default_factory=dict)
-    features: Features = dataclasses.field(default_factory=Features)
-    download_size: int = 0
+    shipment: Shipment
+    public: bool = False
+    shards: dict[str, Uploaded] = dataclasses.field(default_factory=dict)
 
-    def upload(self, shard: Path, digest: str, split: str) -> None:
-        """One shard: compare it with the manifest, look at its rows, turn it into Parquet, send it."""
-        if sha256(shard) != digest:
-            raise DatasetError(f"{shard} does not have its sha256 of the manifest: encrypt again")
-        dataset, where = Dataset.from_file(str(shard)), f"{split}/{shard.name}"
-        self.guard.check_shard(dataset, where, self.columns, self.record.config)
-        path = self.scratch / f"{split}-{shard.name}.parquet"
-        write_parquet(dataset, path)
-        self.guard.check_file(path, where)
-        operation = CommitOperationAdd(path.name, str(path))  # its place in the repository follows at the commit
-        self.api.preupload_lfs_files(self.repository.id, [operation], repo_type="dataset")
-        self.shards[split, shard.name] = Uploaded(operation, len(dataset), sha256(path))
-        self.features, self.download_size = dataset.features, self.download_size + path.stat().st_size
-        counted = self.splits.setdefault(split, SplitInfo(split, num_bytes=0, num_examples=0))
-        counted.num_bytes += dataset.data.nbytes
-        counted.num_examples += len(dataset)
-        if path.stat().st_size > ALWAYS_KEPT_APART:
-            path.unlink()
-
-    def place_shards(self, splits: Iterable[str]) -> dict[str, Uploaded]:
+    def place_shards(self, written: dict) -> dict[str, Uploaded]:
         """The shards by their names in the repository, in the order of the data, whatever order they came in."""
         placed = {}
-        for split in splits:
-            names = sorted(name for of, name in self.shards if of == split)
+        for split in written["rows"]:
+            names = [name for name in written["files"] if name in self.shards and name.startswith(f"{split}/")]
             for index, name in enumerate(names):
                 target = f"data/{split}-{index:05d}-of-{len(names):05d}.parquet"
-                placed[target] = self.shards[split, name]
+                placed[target] = self.shards[name]
                 placed[target].operation.path_in_repo = target
         return placed
 
@@ -203,39 +150,19 @@ class Revision:
         if any(file.rfilename == "README.md" for file in self.repository.siblings or ()):
             path = self.api.hf_hub_download(repo_id, "README.md", repo_type="dataset", revision=self.repository.sha)
             existing = Path(path).read_text()
-        self.splits = {name: self.splits[name] for name in written["rows"]}
+        record = self.shipment.record
+        shards = {name: self.shards[name] for name in written["files"] if name in self.shards}
+        columns = list(next(iter(shards.values())).features)
         card = dataset_card(
-            self.record, written["rows"], list(self.features), repo_id, self.metadata(), existing, license, audit,
+            record, written["rows"], columns, repo_id, metadata(record, shards), existing, license, audit,
             written.get("views"),
         )  # fmt: skip
-        manifest = self.record.to_dict() | {name: written[name] for name in ("rows", "views") if name in written}
+        manifest = record.to_dict() | {name: written[name] for name in ("rows", "views") if name in written}
         manifest["files"] = {name: {"rows": each.rows, "sha256": each.sha256} for name, each in placed.items()}
         texts = {"README.md": card, MANIFEST: to_text(manifest | {"sha256": checksum(manifest)})}
         for name, text in texts.items():
-            self.guard.check_bytes(text.encode(), name)
+            self.shipment.guard.check_bytes(text.encode(), name)
         return texts
-
-    def metadata(self) -> dict[str, Any]:
-        """`configs` and `dataset_info` as `DatasetDict.push_to_hub` writes them, and the record as description.
-
-        `load_dataset` puts the description where `encrypt_dataset` does, so the record is with the data whatever loads
-        it.
-        """
-        splits = SplitDict()
-        for split in self.splits.values():
-            splits.add(split)
-        info = DatasetInfo(
-            features=self.features,
-            splits=splits,
-            download_size=self.download_size,
-            dataset_size=sum(split.num_bytes for split in self.splits.values()),
-        )
-        data = DatasetCardData()
-        DatasetInfosDict({"default": info}).to_dataset_card_data(data)
-        data_files = [{"split": split, "path": f"data/{split}-*"} for split in self.splits]
-        MetadataConfigs({"default": {"data_files": data_files}}).to_dataset_card_data(data)
-        described = {"description": self.record.to_json()} | data["dataset_info"]
-        return {"configs": data["configs"], "dataset_info": described}
 
     def commit(
         self,
@@ -243,17 +170,17 @@ class Revision:
         license: str | None = None,
         audit: PublishedAudit | None = None,
         gated: Literal["manual"] | None = None,
-        public: bool = False,
     ) -> str:
         """One commit on top of the revision that was looked at, given the manifest of the folder: new files, and old
         shards away. Returns its address."""
-        placed = self.place_shards(written["rows"])
-        texts = self.texts(written, placed, license, audit)
-        url = self._commit([each.operation for each in placed.values()], texts)
-        if gated or (public and self.repository.private):
-            self.api.update_repo_settings(
-                self.repository.id, repo_type="dataset", gated=gated, private=False if public else None
+        placed, repo_id = self.place_shards(written), self.repository.id
+        with hub_errors(repo_id):
+            url = self._commit(
+                [each.operation for each in placed.values()], self.texts(written, placed, license, audit)
             )
+            if gated or (self.public and self.repository.private):
+                private = False if self.public else None
+                self.api.update_repo_settings(repo_id, repo_type="dataset", gated=gated, private=private)
         return url
 
     def _commit(self, shards: list[CommitOperationAdd], texts: dict[str, str]) -> str:

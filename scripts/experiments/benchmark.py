@@ -3,8 +3,9 @@
 python scripts/experiments/benchmark.py encoder   # the encoder alone, on images in memory; --device cuda: on a GPU
 python scripts/experiments/benchmark.py encrypt   # from stored images to a finished folder
 python scripts/experiments/benchmark.py load      # the same beside busy processes: the share of a fair share
-python scripts/experiments/benchmark.py memory    # peak memory of 2,000 and of 20,000 images
+python scripts/experiments/benchmark.py memory    # peak memory and disk of 2,000 and of 20,000 images
 python scripts/experiments/benchmark.py shards    # what 100,000 shards cost beside encrypting
+python scripts/experiments/benchmark.py paper     # what 10 million and 1 billion images would cost, from such figures
 python scripts/experiments/benchmark.py train     # steps on ciphertexts, on plain PNGs, on photos as usual
 python scripts/experiments/benchmark.py features  # the other way: a frozen model's features, computed at home
 python scripts/experiments/benchmark.py crash     # kill the job at random moments, resume, compare; flip bits, verify
@@ -27,6 +28,7 @@ from typing import Any
 
 import benchmark_jobs
 import benchmark_limits
+import benchmark_paper
 import benchmark_train
 import torch
 
@@ -157,12 +159,17 @@ def main() -> None:
     load.add_argument("--rounds", type=int, default=3)
     load.add_argument("--busy", type=int, default=4, help="busy processes for each core")
     load.set_defaults(run=benchmark_jobs.load)
-    memory = commands.add_parser("memory", help="peak memory against the number of images")
+    memory = commands.add_parser("memory", help="peak memory and disk against the number of images")
     memory.add_argument("--rows", type=int, nargs=2, default=(2000, 20000))
     memory.set_defaults(run=benchmark_limits.memory)
     shards = commands.add_parser("shards", help="bookkeeping of a job of many shards")
     shards.add_argument("--shards", type=int, default=100_000)
     shards.set_defaults(run=benchmark_limits.shards)
+    paper = commands.add_parser("paper", help="costs of many images, computed")
+    paper.add_argument("--images", type=int, nargs="+", default=(10**7, 10**9))
+    for name, (value, unit) in benchmark_paper.INPUTS.items():
+        paper.add_argument(f"--{name}", type=float, default=value, help=unit)
+    paper.set_defaults(run=benchmark_paper.paper)
     train = commands.add_parser("train", help="training steps: ciphertexts, plain PNGs, the usual pipeline")
     train.add_argument("--batch", type=int, default=32)
     train.add_argument("--rows", type=int, default=512)

@@ -26,7 +26,7 @@ from hf_neuracrypt.encoders import load_encoder
 from hf_neuracrypt.errors import DatasetError
 from hf_neuracrypt.images import to_png
 from hf_neuracrypt.jobs.job import BATCH_SIZE, Job, units_of
-from hf_neuracrypt.jobs.writer import claim, complete, finished_shards
+from hf_neuracrypt.jobs.writer import by_unit, claim, complete, name_of, read_notes
 from hf_neuracrypt.keys import SecretKey
 from hf_neuracrypt.schemes import EncoderConfig
 
@@ -42,23 +42,34 @@ def synthetic(rows: int) -> Iterator[dict]:
 
 
 def memory(args: argparse.Namespace) -> dict[str, Any]:
-    """Peak resident memory of a process that encrypts a stream of so many images; one process each."""
+    """The most memory and disk of a process that encrypts a stream of so many images, whose shards are taken away as by
+    an upload; one process each."""
     peaks = {}
     for rows in args.rows:
         words = [sys.executable, __file__, "memory", str(rows)]
-        peaks[rows] = int(subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout)
-        print(f"{rows:>8,} images: {peaks[rows] / 1e6:,.0f} MB at the most")
+        said = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout
+        peaks[rows] = dict(zip(("memory", "disk"), map(int, said.split())))
+        print(
+            f"{rows:>8,} images: " + ", ".join(f"{each / 1e6:,.0f} MB of {what}" for what, each in peaks[rows].items())
+        )
     few, many = (peaks[rows] for rows in args.rows)
-    print(f"ratio {many / few:.3f}")
-    return {"peak_bytes": peaks, "ratio": many / few}
+    ratios = {what: many[what] / few[what] for what in few}
+    print("ratios " + ", ".join(f"{what} {ratio:.3f}" for what, ratio in ratios.items()))
+    return {"peak_bytes": peaks, "ratios": ratios}
 
 
 def memory_child(rows: int) -> None:
+    sizes = []
+
+    def taken_away(shard: Path, name: str) -> None:
+        sizes.append(sum(file.stat().st_size for file in shard.parent.iterdir()))
+
     with tempfile.TemporaryDirectory() as folder:
         features = Features({"image": Image(decode=False)})
         split = IterableDataset.from_generator(synthetic, gen_kwargs={"rows": rows}, features=features)
-        fill(Path(folder) / "encrypted", split, load_encoder(EncoderConfig(), SecretKey.generate()))
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        encoder = load_encoder(EncoderConfig(), SecretKey.generate())
+        fill(Path(folder) / "encrypted", split, encoder, send=taken_away)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, max(sizes))
 
 
 # ------------------------------------------------------------------------------------------------------------ shards
@@ -73,28 +84,29 @@ def shards(args: argparse.Namespace) -> dict[str, Any]:
         plan = make_plan(splits, load_encoder(EncoderConfig(), SecretKey.generate()))
         job = Job(splits, plan, Path(name) / "encrypted", shard_bytes=1)
         claim(job)
-        (job.output / "train").mkdir()
         start = time.perf_counter()
         units = units_of(job)
         seconds["planning"] = time.perf_counter() - start
         for unit in tqdm(units, desc="Writing empty shards"):
             file, rows = job.output / unit.file(0), unit.rows or 0
             file.touch()
-            note = {"file": unit.file(0), "source_rows": rows, "rows": rows, "sha256": sha256(file), "rejected": []}
-            (job.notes / f"{unit.name}-00000.last.json").write_text(to_text(note))
+            note = {"unit": unit.name, "part": 0, "last": True, "file": unit.file(0), "source_rows": rows, "rows": rows}
+            (job.notes / name_of(note)).write_text(to_text(note | {"sha256": sha256(file), "rejected": []}))
         start = time.perf_counter()
-        assert sum(each.all for each in finished_shards(job).values()) == len(units)
+        notes = read_notes(job, units, {})
+        assert len(by_unit(notes)) == len(units)
         seconds["resuming"] = time.perf_counter() - start
         start = time.perf_counter()
-        assert complete(job)
+        assert complete(job, notes)
         seconds["completing"] = time.perf_counter() - start
         start = time.perf_counter()
         assert all(problem is None for _, problem in verify(job.output))
         seconds["verifying"] = time.perf_counter() - start
+        size = (job.output / MANIFEST).stat().st_size
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(f"{args.shards:,} shards: " + ", ".join(f"{what} {value:.1f} s" for what, value in seconds.items()), end="")
-    print(f"; {peak / 1e6:,.0f} MB at the most")
-    return {"shards": args.shards, "seconds": seconds, "peak_bytes": peak}
+    print(f"; {peak / 1e6:,.0f} MB of memory at the most, {size / 1e6:,.1f} MB of manifest")
+    return {"shards": args.shards, "seconds": seconds, "peak_bytes": peak, "manifest_bytes": size}
 
 
 # ------------------------------------------------------------------------------------------------------------- crash

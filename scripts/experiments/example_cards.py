@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, cast
 
 from datasets import load_from_disk
-from datasets.splits import SplitInfo
 
 from hf_neuracrypt.audit.results import Row, read_audit
 from hf_neuracrypt.data.manifest import checksum, read_manifest
@@ -22,7 +21,7 @@ from hf_neuracrypt.data.record import Record
 from hf_neuracrypt.errors import DatasetError, one_line_errors
 from hf_neuracrypt.models.load import load_model_config, model_records
 from hf_neuracrypt.publish.cards import PublishedAudit, dataset_card, model_card
-from hf_neuracrypt.publish.push import Revision
+from hf_neuracrypt.publish.shards import Uploaded, metadata
 
 
 EXAMPLES = Path(__file__).parents[2] / "model_cards" / "examples"
@@ -31,19 +30,18 @@ DATASET, MODEL = "hospital/digits", "hospital/digits-vit"
 
 def describe_dataset(folder: Path, audit_file: Path) -> dict[str, Any]:
     """What `push` would say of the encrypted folder: the arguments of `dataset_card`, as JSON."""
-    manifest, nowhere = read_manifest(folder), cast(Any, None)  # nothing is sent
+    manifest = read_manifest(folder)
     record = Record.from_dict(manifest)
-    revision = Revision(nowhere, nowhere, record, nowhere, (), folder)
+    sent = {}
     for name, split in load_from_disk(str(folder)).items():
-        revision.features = split.features
-        revision.splits[name] = SplitInfo(name, num_bytes=split.data.nbytes, num_examples=len(split))
-        revision.download_size += split.to_parquet(io.BytesIO())
+        size, nowhere = split.to_parquet(io.BytesIO()), cast(Any, None)  # nothing is sent
+        sent[f"{name}/"] = Uploaded(nowhere, len(split), "", size, split.data.nbytes, split.features)
     audit = read_audit(audit_file)
     audit.check(record, checksum(manifest))
     rows = [row.to_dict() | {"finding": ""} for row in audit.rows]  # no card shows the findings
     return {
-        "record": record.to_dict(), "rows": manifest["rows"], "columns": list(revision.features), "repo_id": DATASET,
-        "metadata": revision.metadata(), "license": "cc-by-4.0",
+        "record": record.to_dict(), "rows": manifest["rows"], "columns": list(split.features), "repo_id": DATASET,
+        "metadata": metadata(record, sent), "license": "cc-by-4.0",
         "audit": {"images": audit.images, "version": audit.version, "rows": rows},
     }  # fmt: skip
 

@@ -1,12 +1,12 @@
 """Jobs that write into a bucket, read from one, and go on from what is there: real clients, S3 on loopback."""
 
 import os
+import sys
 
 import numpy as np
 import pytest
 from datasets import load_dataset
 
-from hf_neuracrypt import SecretKey, load_encoder
 from hf_neuracrypt.data.manifest import is_unfinished, read_manifest, verify
 from hf_neuracrypt.data.places import place
 from hf_neuracrypt.errors import DatasetError
@@ -17,6 +17,7 @@ from tests.helpers import (
     SPLITS,
     assert_one_line_error,
     command,
+    contents,
     encrypt,
     job_of,
     leaks,
@@ -28,39 +29,7 @@ from tests.helpers import (
 )
 
 
-moto = pytest.importorskip("moto.server")
 s3fs = pytest.importorskip("s3fs")
-
-
-@pytest.fixture(scope="module")
-def server():
-    server = moto.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def bucket(server, monkeypatch, request):
-    """The address of a new bucket; clients find the server by their environment, as they do elsewhere."""
-    host, port = server.get_host_and_port()
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "hidden",
-        "AWS_DEFAULT_REGION": "us-east-1", "AWS_MAX_ATTEMPTS": "1",
-    }.items():  # fmt: skip
-        monkeypatch.setenv(name, value)
-    s3fs.S3FileSystem.clear_instance_cache()
-    name = request.node.name.replace("_", "-").replace("[", "-").strip("]").lower()[:60]
-    s3fs.S3FileSystem().mkdir(name)
-    yield f"s3://{name}"
-    s3fs.S3FileSystem.clear_instance_cache()
-
-
-def contents(folder) -> dict[str, bytes]:
-    """Every file of a place, by name."""
-    root = place(folder)
-    files = (path for path in root.rglob("*") if path.is_file())
-    return {path.relative_to(root).as_posix(): path.read_bytes() for path in files}
 
 
 @pytest.mark.parametrize("shards", [None, 2])
@@ -89,13 +58,6 @@ def test_another_machine_continues(batches, bucket, small_encoder, tmp_path):
     assert all(path.fs.info(path.path)["LastModified"] == before for path, before in arrived.items())
     assert run(job_of(tmp_path / "folder", small_encoder))
     assert contents(output) == contents(tmp_path / "folder")
-
-
-def test_worker_processes_send_their_own_shards(bucket, key_file, tmp_path):
-    encoder = load_encoder(SMALL, SecretKey.load(key_file))
-    assert run(job_of(place(f"{bucket}/out"), encoder), num_proc=2)
-    assert run(job_of(tmp_path / "folder", encoder))
-    assert contents(f"{bucket}/out") == contents(tmp_path / "folder")
 
 
 def test_from_a_bucket_to_a_bucket_and_into_training(bucket, key_file, tmp_path):
@@ -128,10 +90,16 @@ def test_a_server_that_goes_away_is_one_error_and_no_loss(bucket, server, key_fi
     assert encrypt(*words).returncode == 0
 
 
-def test_places_that_are_none(bucket, key_file, plain_folder, tmp_path):
+def test_places_that_are_none(bucket, key_file, plain_folder, tmp_path, monkeypatch):
     assert_one_line_error(encrypt(plain_folder, key_file, "s3://no-such-bucket/out"), "s3://no-such-bucket/out")
     assert_one_line_error(encrypt(plain_folder, key_file, "nowhere://bucket/out"), "nowhere://bucket/out")
-    assert_one_line_error(encrypt(f"{bucket}/x", key_file, f"{bucket}/x/"), "both source and output")
+    assert_one_line_error(encrypt(f"{bucket}/x", key_file, f"{bucket}/x/"), "is or holds the source")
+    assert_one_line_error(encrypt(f"{bucket}/x/train-*.tar", key_file, f"{bucket}/x"), "is or holds the source")
+    assert_one_line_error(encrypt(f"{bucket}/x", key_file, f"{bucket}/x/y"), "lies inside the source")
+    assert_one_line_error(encrypt(plain_folder, key_file, "memory://out"), "is in no bucket: give the path of a folder")
+    assert_one_line_error(encrypt(plain_folder, key_file, f"file://{tmp_path}/out"), "give the path of a folder")
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    assert_one_line_error(encrypt(plain_folder, key_file, "gs://bucket/out"), "gs://bucket/out", "install gcsfs")
     assert_one_line_error(encrypt(f"{bucket}/none.parquet", key_file, tmp_path / "out"), f"{bucket}/none.parquet")
     assert_one_line_error(encrypt(f"{bucket}/notes.txt", key_file, tmp_path / "out"), "no file of a known kind")
     assert_one_line_error(command("verify", f"{bucket}/out"), "is not an encrypted dataset")

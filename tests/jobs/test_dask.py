@@ -1,7 +1,5 @@
 """Jobs on a Dask cluster, with the real scheduler and workers: the same bytes, whoever dies."""
 
-import os
-import signal
 import threading
 
 import dill
@@ -51,18 +49,6 @@ def after_a_shard(job, action) -> threading.Thread:
     thread = threading.Thread(target=happen)
     thread.start()
     return thread
-
-
-def test_a_worker_that_is_killed_in_the_middle(cluster, encoder, tmp_path):
-    """By the system, as if memory ran out: its units are done by others."""
-    job = job_of(tmp_path / "cluster", encoder, SPLITS)
-    with distributed.Client(cluster) as client:
-        victim = next(iter(client.run(os.getpid).values()))
-    killing = after_a_shard(job, lambda: os.kill(victim, signal.SIGKILL))
-    assert run(job, dask=cluster.scheduler_address)
-    killing.join()
-    write(tmp_path / "here", encoder, SPLITS)
-    assert digests(tmp_path / "cluster") == digests(tmp_path / "here")
 
 
 def test_a_row_that_cannot_be_encrypted_is_named(cluster, encoder, tmp_path):

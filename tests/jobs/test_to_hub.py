@@ -5,11 +5,27 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import dill
 import pytest
 from datasets import Dataset, Image, load_from_disk
+from huggingface_hub import HfApi
 
+from hf_neuracrypt import SecretKey
+from hf_neuracrypt.data.manifest import read_manifest
+from hf_neuracrypt.data.record import Record
+from hf_neuracrypt.publish.push import new_revision
 from hf_neuracrypt.training.data import load_splits
-from tests.helpers import assert_one_line_error, command, encrypt, make_dataset, pixels, push, started_with
+from tests.helpers import (
+    assert_one_line_error,
+    command,
+    encrypt,
+    leaks,
+    make_dataset,
+    pixels,
+    push,
+    secret_of,
+    started_with,
+)
 
 
 REPO = "hf://datasets/owner/straight"
@@ -22,23 +38,15 @@ def straight(hub, owners, *words, source="plain", key="one.key", token="hf_owner
 
 
 @pytest.fixture
-def largest(monkeypatch, tmp_path):
-    """The most shards that were on this disk at any time, looked at whenever one is sent."""
-    from hf_neuracrypt.publish.push import Revision
-
-    seen, upload = [], Revision.upload
-
-    def watched(self, shard, *args):
-        seen.append(len(list(Path(tempfile.gettempdir()).rglob("data-*.arrow"))))
-        return upload(self, shard, *args)
-
-    monkeypatch.setattr(Revision, "upload", watched)
+def scratch(monkeypatch, tmp_path):
+    """Where this process and those it starts have what is on its way."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    return seen
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    return tmp_path
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_the_same_repository_as_by_way_of_a_folder(processes, hub, owners, largest, tmp_path):
+def test_the_same_repository_as_by_way_of_a_folder(processes, hub, owners, scratch):
     result = straight(hub, owners, "--num-proc", processes)
     assert result.returncode == 0, result.stderr
     assert push(hub, owners, "one", "owner/folder").returncode == 0
@@ -48,7 +56,22 @@ def test_the_same_repository_as_by_way_of_a_folder(processes, hub, owners, large
     assert one == other and sum(name.startswith("data/") for name in one) >= 3
     assert len(hub.repos["dataset", "owner/straight"].commits) == 2, "the repository's own, and one"
     assert hub.repos["dataset", "owner/straight"].private
-    assert max(largest) <= processes + 1 and not list(tmp_path.iterdir())
+    assert not list(scratch.iterdir())
+
+
+def test_an_upload_finds_one_file_on_the_disk(hub, owners, scratch, monkeypatch):
+    """Ciphertexts as Parquet, and no longer as Arrow, which no mapping keeps on the disk."""
+    seen, upload = [], HfApi.preupload_lfs_files
+
+    def watched(*args, **options):
+        files = [path.suffix for path in scratch.rglob("*") if path.suffix in (".arrow", ".parquet")]
+        seen.append((files, "shard.arrow" in Path("/proc/self/maps").read_text()))
+        return upload(*args, **options)
+
+    monkeypatch.setattr(HfApi, "preupload_lfs_files", watched)
+    assert straight(hub, owners).returncode == 0
+    assert seen.pop() == ([], False), "the commit"
+    assert len(seen) >= 3 and all(each == ([".parquet"], False) for each in seen)
 
 
 def test_it_is_loaded_by_its_address(hub, owners, tmp_path):
@@ -69,21 +92,60 @@ def test_what_arrived_is_not_sent_again(hub, owners):
     assert hub.done("PUT", "/storage") == len(shards)
 
 
-def test_what_a_killed_process_left_on_the_disk_goes(hub, owners, largest, tmp_path):
+@pytest.mark.parametrize(
+    "fault", [[r"PUT /storage", 1, 503], [r"PUT /storage", 1, "lost"], [r"POST .*/commit", 0, "lost"]]
+)
+def test_what_the_client_mends_by_itself(fault, hub, owners):
+    hub.faults.append(list(fault))
+    result = straight(hub, owners)
+    assert result.returncode == 0, result.stderr
+    assert not hub.faults and "neuracrypt.json" in hub.files("dataset", "owner/straight")
+
+
+@pytest.mark.parametrize("action, said", [(500, "the Hub has trouble with owner/straight"), ("race", "somebody else")])
+def test_a_commit_that_fails_publishes_nothing(action, said, hub, owners):
+    """Two that fill one repository at once: one commit is made, the other refused. The same again sends no shard."""
+    hub.faults.append([r"POST .*/commit", 0, action])
+    assert_one_line_error(straight(hub, owners), said, "try again")
+    assert "neuracrypt.json" not in hub.files("dataset", "owner/straight")
+    sent = hub.done("PUT", "/storage")
+    assert straight(hub, owners).returncode == 0 and hub.done("PUT", "/storage") == sent
+
+
+def test_what_a_killed_process_left_on_the_disk_goes(hub, owners, scratch):
     with subprocess.Popen(["true"]) as ended:
         ended.wait()
     for process in (ended.pid, os.getpid(), "page"):
-        (tmp_path / f"neuracrypt-{process}-x").mkdir()
-    (tmp_path / f"neuracrypt-{ended.pid}-x" / "data-0.arrow").write_bytes(bytes(9))
+        (scratch / f"neuracrypt-{process}-x").mkdir()
+    (scratch / f"neuracrypt-{ended.pid}-x" / "data-0.arrow").write_bytes(bytes(9))
     assert straight(hub, owners).returncode == 0
-    assert {path.name for path in tmp_path.iterdir()} == {f"neuracrypt-{os.getpid()}-x", "neuracrypt-page-x"}
+    assert {path.name for path in scratch.iterdir()} == {f"neuracrypt-{os.getpid()}-x", "neuracrypt-page-x"}
 
 
 def test_repositories_of_others(hub, owners):
     assert straight(hub, owners).returncode == 0
     assert_one_line_error(straight(hub, owners, key="two.key"), "holds images of the key")
     assert_one_line_error(straight(hub, owners, token="hf_other"), "your token may not write to owner/straight")
-    assert_one_line_error(straight(hub, owners, "--world-size", 2), "leave --dask, --rank and --world-size out")
+    assert_one_line_error(straight(hub, owners, "--world-size", 2), "leave --rank and --world-size out")
+
+
+def test_a_repository_that_is_source_and_output(hub, owners):
+    for name in (REPO, REPO.removeprefix("hf://datasets/")):
+        assert_one_line_error(encrypt(name, owners / "one.key", REPO), "is or holds the source")
+
+
+def test_a_bucket_of_the_hub_that_is_not_there(hub, owners):
+    with started_with(hub.environment(owners / "home")):
+        result = encrypt(owners / "plain", owners / "one.key", "hf://buckets/owner/none/out")
+    assert_one_line_error(result, "hf://buckets/owner/none/out", "look at the name and your credentials")
+
+
+def test_what_goes_to_other_machines_holds_no_token(hub, owners):
+    record = Record.from_dict(read_manifest(owners / "one"))
+    with started_with(hub.environment(owners / "home")):
+        revision = new_revision("owner/straight", record, SecretKey.load(owners / "one.key"))
+        packed = dill.dumps(revision.shipment.send)
+    assert b"hf_owner" not in packed and not leaks(secret_of(owners / "one.key"), packed)
 
 
 def test_rows_that_were_left_out_are_said(hub, owners, tmp_path):

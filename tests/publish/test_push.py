@@ -14,7 +14,7 @@ from hf_neuracrypt.data.manifest import parse_manifest, read_manifest
 from hf_neuracrypt.data.record import records_of
 from hf_neuracrypt.keys import SecretKey
 from hf_neuracrypt.publish.guard import Guard
-from hf_neuracrypt.publish.push import write_parquet
+from hf_neuracrypt.publish.shards import write_parquet
 from tests.helpers import (
     SMALL,
     SMALL_FLAGS,
