@@ -40,6 +40,7 @@ def encrypt(
     passphrase_file: PassphraseFile = None,
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
+    no_labels: Annotated[bool, typer.Option("--no-labels", help="Store no labels.")] = False,
     keep_column: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Also store this column, in clear. Repeatable.")
     ] = None,
@@ -128,7 +129,10 @@ def encrypt(
         raise NeuraCryptError("shards go to a repository from this machine: leave --dask, --rank and --world-size out")
     sizes = {"image_size": image_size, "patch_size": patch_size}
     options = {name: size for name, size in sizes.items() if size is not None} | parse_options(scheme_option or ())
-    columns: dict[str, Any] = {"image_column": image_column, "label_column": label_column}
+    if no_labels and (label_column or hide_labels):
+        raise NeuraCryptError("--no-labels stores none: leave --label-column and --hide-labels out")
+    labels = () if no_labels else label_column or None
+    columns: dict[str, Any] = {"image_column": image_column, "label_column": labels}
     config, kept, views, flip = _how(like, scheme, options, views, flip)
     columns |= kept or {"keep_columns": keep_column or (), "hide_labels": hide_labels}
     check_places(dataset, key_file, output)
