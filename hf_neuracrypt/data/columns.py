@@ -120,7 +120,7 @@ def common_columns(
         DatasetError: splits differ otherwise, or as `find_columns`.
     """
     first_name, first = next(iter(found.items()))
-    everything = {name: feature for features in reversed(found.values()) for name, feature in features.items()}
+    everything = {name: feature for features in reversed(list(found.values())) for name, feature in features.items()}
     columns = find_columns(everything, image, label, kept)
     for name, features in found.items():
         lacking = {columns.image, *columns.labels, *columns.kept} - set(features)

@@ -127,7 +127,7 @@ class Plan:
     @property
     def record(self) -> Record:
         """What will be public about the encryption."""
-        return Record(self.encoder.config, self.encoder.key.id, self.labels and self.labels.sealed)
+        return Record(self.encoder.config, self.encoder.key.id, self.labels.sealed if self.labels else None)
 
     def fingerprint(self, origin: str) -> str:
         """That of what is made of some data under this plan. It is public, and keyed: it must not confirm a guess which

@@ -147,6 +147,15 @@ def label_rows(split: Dataset | IterableDataset, columns: Columns) -> Iterator[A
             yield columns.value(row)
 
 
+def read_labels(split: Dataset, columns: Columns, target: Target) -> Iterator[int | np.ndarray]:
+    """`Target.read` of each row. Raises DatasetError, naming the row."""
+    for number, value in enumerate(label_rows(split, columns)):
+        try:
+            yield target.read(value)
+        except DatasetError as error:
+            raise DatasetError(f"row {number}: {error}") from None
+
+
 def find_target(splits: Splits, found: Mapping[str, Features], columns: Columns) -> Target | None:
     """What is to be learned of the images; None without label columns. Raises DatasetError for what is no label.
 

@@ -30,7 +30,7 @@ MODELS = {  # width, layers, heads
     "tiny": (32, 1, 2),
     "ViT-Tiny": (192, 12, 3),
 }
-COLUMNS = Columns("image", "label", ())
+COLUMNS = Columns("image", ("label",))
 
 
 class UsualCollator:
