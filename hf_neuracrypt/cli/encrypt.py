@@ -131,10 +131,11 @@ def encrypt(
     options = {name: size for name, size in sizes.items() if size is not None} | parse_options(scheme_option or ())
     if no_labels and (label_column or hide_labels):
         raise NeuraCryptError("--no-labels stores none: leave --label-column and --hide-labels out")
-    labels = () if no_labels else label_column or None
-    columns: dict[str, Any] = {"image_column": image_column, "label_column": labels}
     config, kept, views, flip = _how(like, scheme, options, views, flip)
-    columns |= kept or {"keep_columns": keep_column or (), "hide_labels": hide_labels}
+    columns = kept or {"keep_columns": keep_column or (), "hide_labels": hide_labels}
+    columns["image_column"] = image_column
+    if no_labels or label_column:
+        columns["label_column"] = label_column or ()
     check_places(dataset, key_file, output)
     key = load_key(key_file, passphrase_file)
 
@@ -156,6 +157,8 @@ def encrypt(
     streamed = any(isinstance(split, IterableDataset) for split in splits.values())
     origin = identity(dataset) if streamed else ""
     plan = make_plan(splits, encoder, **columns, origin=origin)
+    if like is not None and plan.labels is None and columns.get("label_column") is None:
+        raise DatasetError(f"{like} has labels: name their --label-column, or give --no-labels")
     if rank == 0:
         left = [f"Left out: {left_out}."] if left_out else []
         for line in (f"Found {describe(rows_of(splits), plan)}.", *left, *too_dark(splits, plan)):
@@ -225,7 +228,10 @@ def _how(
     record = Record.from_dict(manifest)
     split = next(iter(load_from_disk(str(like)).values()))
     kept = tuple(name for name in split.column_names if name not in ("image", "label"))
-    columns = {"keep_columns": kept, "hide_labels": record.sealed_labels is not None}
+    columns: dict[str, Any] = {"keep_columns": kept, "hide_labels": record.sealed_labels is not None}
+    label = split.features.get("label", {})
+    if isinstance(label, dict) and not record.sealed_labels:
+        columns["label_column"] = tuple(label)
     return record.config, columns, views_of(manifest, TRAIN), manifest.get("views", {}).get("flip", False)
 
 

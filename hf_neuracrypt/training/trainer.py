@@ -111,6 +111,7 @@ class PublishingTrainer(Trainer):
             last.get("epoch", self.state.epoch or 0.0),
             self.dataset_ids,
             self.base_model,
+            self._stock_model.config.problem_type,
         )
         output = self._output
         self._finish_current_push()  # or the upload that is under way would find the card half-written
