@@ -240,7 +240,9 @@ def splits_without(splits: Splits, found: Mapping[str, Features], columns: Colum
         DatasetError: that is all of them, or the others have labels of several types.
     """
     without = frozenset(
-        name for name, split in splits.items() if not any(map(_is_there(target), label_rows(split, columns)))
+        name
+        for name, split in splits.items()
+        if set(columns.labels) - set(found[name]) or not any(map(_is_there(target), label_rows(split, columns)))
     )
     labelled = [name for name in splits if name not in without]
     if not labelled:
