@@ -5,6 +5,7 @@ grey levels to [-1, 1], which is what the stock `ViTImageProcessor` saved beside
 """
 
 import itertools
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,6 +25,9 @@ from hf_neuracrypt.encoders.stored import stored_as
 from hf_neuracrypt.errors import DatasetError, KeyMismatchError
 from hf_neuracrypt.images import prepare
 from hf_neuracrypt.schemes import PEConfig
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -59,8 +63,11 @@ class Splits:
     def labelled(self, name: str) -> Dataset:
         """The rows of a split that have a label. Raises DatasetError for one that is out of range, naming the row."""
         split, target = self.data[name], self.to_learn
-        with_label = [target.is_known(label) for label in read_labels(split, self.columns, target)]
-        return split if all(with_label) and with_label else split.select(np.flatnonzero(with_label))
+        known = [target.is_known(label) for label in read_labels(split, self.columns, target)]
+        if (lacking := len(split) - sum(known)) == 0:
+            return split
+        log.info("%d of %d rows of the split %s have no label that is known: left out", lacking, len(split), name)
+        return split.select(np.flatnonzero(known))
 
 
 def load_splits(
