@@ -172,7 +172,7 @@ def test_other_kinds_are_trained_evaluated_and_asked(kind, figure, problem_type,
     trained = command(
         "scripts/train.py", "--dataset_name", tmp_path / "encrypted", "--config_name", walk / "vit", "--output_dir",
         tmp_path / "model", *RECIPE, "--max_train_samples", 48, "--gradient_accumulation_steps", 2,
-        "--per_device_train_batch_size", 4,
+        "--per_device_train_batch_size", 4, "--save_strategy", "no", "--eval_strategy", "no",
     )  # fmt: skip
     assert trained.returncode == 0, trained.stderr
     assert json.loads((tmp_path / "model" / "config.json").read_text())["problem_type"] == problem_type
