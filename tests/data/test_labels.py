@@ -8,10 +8,12 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Iterable
 
 from hf_neuracrypt import encrypt_dataset
 from hf_neuracrypt.data.dataset import make_plan
-from hf_neuracrypt.data.record import records_of
+from hf_neuracrypt.data.labels import Labels
+from hf_neuracrypt.data.record import Record, records_of
 from hf_neuracrypt.data.summary import describe, rows_of
+from hf_neuracrypt.data.targets import LABELS, PROBABILITIES, Target
 from hf_neuracrypt.errors import DatasetError
-from tests.helpers import assert_one_line_error, command, encrypt, make_dataset, make_images, problems, stream_of
+from tests.helpers import SMALL, assert_one_line_error, command, encrypt, make_dataset, make_images, problems, stream_of
 
 
 FINDINGS = ["effusion", "mass", "nodule"]
@@ -79,6 +81,28 @@ def test_hidden_labels_are_permuted_and_their_names_sealed(kind, small_encoder):
         else:
             found.append([label[int(place)] for place, _ in sorted(true.items(), key=lambda pair: pair[1])])
     assert found == [expected[row] for row in plan.order("dataset", len(plain))]
+
+
+def test_every_permutation_is_undone_by_the_sealed_names(insecure_key):
+    target = Target(LABELS, dict.fromkeys("abcd", Value("int8")), tuple("abcd"))
+    soft = Target(PROBABILITIES, List(Value("float32")), tuple("0123"))
+    orders = set()
+    for salt in map(str, range(20)):
+        labels = Labels(target, True, insecure_key, salt)
+        true = Record(SMALL, insecure_key.id, labels.sealed).true_names(insecure_key)
+        stored = labels.encode({"a": 1, "b": 0, "c": None, "d": 1})
+        assert {true[name]: cell for name, cell in stored.items()} == {"a": True, "b": False, "c": None, "d": True}
+        labels = Labels(soft, True, insecure_key, salt)
+        true = Record(SMALL, insecure_key.id, labels.sealed).true_names(insecure_key)
+        stored = labels.encode([0.1, 0.2, 0.3, 0.4])
+        assert [round(stored[place], 3) for place in sorted(range(4), key=lambda i: true[str(i)])] == [
+            0.1,
+            0.2,
+            0.3,
+            0.4,
+        ]
+        orders.add(tuple(labels.order))
+    assert len(orders) > 5
 
 
 @pytest.mark.parametrize("kind", ["number", "numbers"])
