@@ -104,7 +104,8 @@ class Owner:
         ]
         saying = "a guess: this is not the key it was trained under" if wrong_key else "it sees the ciphertext alone"
         heading = f"<figcaption>The model's answer<small>{saying}</small></figcaption>"
-        figures.append(f"<figure><div class='bars'>{''.join(map(_bar, answer))}</div>{heading}</figure>")
+        bars = "".join(_bar(entry, self.classifier.gives_numbers) for entry in answer)
+        figures.append(f"<figure><div class='bars'>{bars}</div>{heading}</figure>")
         return _tiles(figures, 190)
 
     def attack(self, image: object) -> str:
@@ -143,10 +144,11 @@ def _figure(image: np.ndarray, title: str, note: str) -> str:
     return f"<figure><img src='data:image/png;base64,{png}' alt='{title}'>{caption}</figure>"
 
 
-def _bar(entry: dict[str, Any]) -> str:
-    share = f"{entry['score']:.0%}" if entry["score"] >= 0.005 else "below 1%"
-    label = f"<b>{html.escape(entry['label'])}</b><span>{share}</span>"
-    return f"<div class='bar'><i style='width: {entry['score']:.1%}'></i>{label}</div>"
+def _bar(entry: dict[str, Any], is_number: bool = False) -> str:
+    score = entry["score"]
+    said = f"{score:.4g}" if is_number else f"{score:.0%}" if score >= 0.005 else "below 1%"
+    label = f"<b>{html.escape(entry['label'])}</b><span>{said}</span>"
+    return f"<div class='bar'><i style='width: {0 if is_number else score:.1%}'></i>{label}</div>"
 
 
 def _tiles(figures: list[str], width: int) -> str:

@@ -1,4 +1,4 @@
-"""Accuracy of a model on an encrypted dataset. This runs in the cloud; it needs no key.
+"""Accuracy of a model on an encrypted dataset, or the figures of other labels. This runs in the cloud, without a key.
 
 python scripts/evaluate.py --model model/ --dataset encrypted/ --split test --output results.json
 """
@@ -31,7 +31,10 @@ def main() -> None:
     if output:
         output.write_text(text + "\n")
     print(text, flush=True)
-    for row in result["worst_classes"]:
+    for row in result.get("each", ()):
+        shown = (f"{name} {'undefined' if row[name] is None else format(row[name], '.3f')}" for name in list(row)[2:])
+        print(printable(f"{', '.join(shown)} on {row['images']} images: {row['label']}"), file=sys.stderr)
+    for row in result.get("worst_classes", ()):
         taken = ", ".join(f"{name} ({count})" for name, count in row["taken_for"].items())
         line = f"{row['recall']:.2f} of {row['images']} {row['class']}, else taken for {taken}"
         print(printable(line), file=sys.stderr)

@@ -5,9 +5,10 @@ python scripts/serve.py --model model/ --port 8000
 POST an encrypted image (`Content-Type: image/png`), or the JSON that `huggingface_hub.InferenceClient` sends when it
 asks for more labels, {"inputs": base64, "parameters": {"top_k": 10, "function_to_apply": "softmax"}}; the answer is
 [{"label": …, "score": …}, …], or {"error": the reason} with a status of 400 or more. For a list of inputs it is a list
-of such answers. The owner asks with `hf-neuracrypt predict --endpoint http://127.0.0.1:8000`. It has no encryption and
-no passwords of its own: on a network, put a server in front of it that has both. The model is a stock one, so Inference
-Endpoints serve it as it is.
+of such answers. Unasked, scores are what the model's problem_type says: softmax over classes, a sigmoid of each of
+several labels, predicted numbers as they are. The owner asks with `hf-neuracrypt predict --endpoint
+http://127.0.0.1:8000`. It has no encryption and no passwords of its own: on a network, put a server in front of it that
+has both. The model is a stock one, so Inference Endpoints serve it as it is.
 """
 
 import argparse

@@ -36,6 +36,7 @@ from transformers.utils import logging as transformers_logging
 
 from hf_neuracrypt.data.batches import use_own_cores
 from hf_neuracrypt.data.record import Record
+from hf_neuracrypt.data.targets import CLASSES, PROBABILITIES, read_labels
 from hf_neuracrypt.errors import DatasetError, NeuraCryptError, fail, one_line_errors
 from hf_neuracrypt.models.embeddings import side
 from hf_neuracrypt.models.load import load_model, one_line, stock_processor
@@ -44,12 +45,12 @@ from hf_neuracrypt.training.data import (
     Splits,
     checked_records,
     choose_splits,
-    compute_accuracy,
     load_splits,
     reader,
 )
 from hf_neuracrypt.training.progress import Table, ahead
-from hf_neuracrypt.training.recipes import RECIPES, aligned_start, balanced, loss_of, optimizer_of
+from hf_neuracrypt.training.recipes import RECIPES, aligned_start, optimizer_of
+from hf_neuracrypt.training.tasks import ALL_FIGURES, FIGURES, PROBLEM_TYPES, balanced, loss_of, metrics_of, settle
 from hf_neuracrypt.training.trainer import PublishingTrainer, check_output, find_checkpoint, steps_of
 
 
@@ -81,7 +82,9 @@ class DataArguments:
     )
     allow_mixed_keys: bool = field(default=False, metadata={"help": "Learn from images of several owners' keys."})
     image_column_name: str | None = field(default=None, metadata={"help": "Default: image, img or pixel_values."})
-    label_column_name: str | None = field(default=None, metadata={"help": "Default: label, labels or fine_label."})
+    label_column_name: list[str] | None = field(
+        default=None, metadata={"help": "Default: label, labels or fine_label. Several make one label together."}
+    )
     train_val_split: float = field(default=0.15, metadata={"help": "Share held out when there is no other split."})
     max_train_samples: int | None = field(default=None, metadata={"help": "Use only so many training images."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on only so many."})
@@ -98,25 +101,30 @@ def main(model_args: ModelArguments, data_args: DataArguments, training_args: Tr
 
     # Load the dataset
     splits, records, train_split, eval_split = load_data(data_args, training_args.seed, bool(public_images))
+    target = splits.to_learn
+    settle(target.kind, training_args, model_args.class_weights, list(read_labels(eval_split, splits.columns, target)))
     checkpoint = find_checkpoint(training_args, records)
     steps = steps_of(training_args, len(train_split))
 
     # Load the model, perhaps with an aligned start
     image_size = records[0].config.image_size if records else data_args.image_size
-    model = load_model(pretrained, model_args.config_name, splits.label_names, image_size, records)
+    problem = PROBLEM_TYPES[target.kind]
+    model = load_model(pretrained, model_args.config_name, splits.label_names, image_size, records, problem)
     image_size = side(model.config, "image_size")
-    collator = Collator(splits.columns, reader(records, image_size))
+    collator = Collator(splits.columns, reader(records, image_size), target)
     if training_args.process_index == 0:
         with one_line(str(pretrained or model_args.config_name), "use"):
             print(ahead(model, train_split, collator, steps, training_args), flush=True)
     if public_images and checkpoint is None:
         if training_args.process_index == 0:
-            aligned_start(model, train_split, splits.columns, records, public_images, training_args.seed)
+            aligned_start(model, train_split, splits.columns, records, public_images, training_args.seed, target)
         model.load_state_dict(broadcast_object_list([model.state_dict()])[0])  # all start where rank 0 does
 
     # Train
-    patience, classes = model_args.early_stopping, len(splits.label_names)
-    weight = balanced(list(train_split[splits.columns.label]), classes) if model_args.class_weights else None
+    patience, weight = model_args.early_stopping, None
+    if model_args.class_weights:
+        labels = [int(label) for label in read_labels(train_split, splits.columns, target)]
+        weight = balanced(labels, len(splits.label_names))
     training_args.remove_unused_columns = False  # the collator picks the columns
     training_args.dataloader_pin_memory = training_args.dataloader_pin_memory and torch.cuda.is_available()
     trainer = PublishingTrainer(
@@ -126,8 +134,8 @@ def main(model_args: ModelArguments, data_args: DataArguments, training_args: Tr
         eval_dataset=eval_split,
         data_collator=collator,
         processing_class=stock_processor(image_size, data_args.plain),
-        compute_metrics=compute_accuracy,
-        compute_loss_func=loss_of(weight, training_args.label_smoothing_factor),
+        compute_metrics=metrics_of(target.kind),
+        compute_loss_func=loss_of(target.kind, weight, training_args.label_smoothing_factor),
         callbacks=[EarlyStoppingCallback(patience)] if patience else None,
         optimizer_cls_and_kwargs=optimizer_of(model_args.recipe, training_args, model, pretrained is not None),
         records=records,
@@ -135,7 +143,7 @@ def main(model_args: ModelArguments, data_args: DataArguments, training_args: Tr
         base_model=pretrained if pretrained and not Path(pretrained).exists() else None,  # a path tells no reader
     )
     if trainer.pop_callback(ProgressCallback):
-        trainer.add_callback(Table)
+        trainer.add_callback(Table(FIGURES[target.kind]))
     result = trainer.train(checkpoint)
 
     # Save, evaluate, publish
@@ -155,15 +163,13 @@ def main(model_args: ModelArguments, data_args: DataArguments, training_args: Tr
 
 def check(model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments) -> None:
     """Refuse what cannot be meant, before anything is loaded. Raises NeuraCryptError."""
-    pretrained, measure = model_args.model_name_or_path, training_args.metric_for_best_model or "loss"
+    pretrained = model_args.model_name_or_path
     if not (pretrained or model_args.config_name):
         raise NeuraCryptError("give --model_name_or_path to fine-tune, or --config_name to train from random weights")
     if model_args.public_images and (data_args.plain or not pretrained):
         raise NeuraCryptError("--public_images align encrypted images with a pre-trained --model_name_or_path")
     if not training_args.do_train:
         raise NeuraCryptError("this script trains: scripts/evaluate.py evaluates a model (leave --do_train False out)")
-    if measure.removeprefix("eval_") not in ("loss", "accuracy"):
-        raise NeuraCryptError(f"there is no --metric_for_best_model {measure}: choose loss or accuracy")
     if training_args.batch_eval_metrics:
         raise NeuraCryptError("leave --batch_eval_metrics out: accuracy is of all images at once")
     if "trackio" in (training_args.report_to or []) and training_args.hub_private_repo is False:
@@ -178,7 +184,7 @@ def load_data(data_args: DataArguments, seed: int, aligned: bool) -> tuple[Split
     records = checked_records(splits, data_args.allow_mixed_keys)
     if aligned and len(records) > 1:
         raise NeuraCryptError("--public_images align the images of one key: these have several")
-    if len(splits.label_names) < 2:
+    if splits.to_learn.kind in (CLASSES, PROBABILITIES) and len(splits.label_names) < 2:
         raise DatasetError(f"there is one class alone, {splits.label_names[0]}: nothing tells it from others")
     limits = data_args.max_train_samples, data_args.max_eval_samples
     return splits, records, *choose_splits(splits, data_args.train_val_split, seed, *limits)
@@ -187,7 +193,9 @@ def load_data(data_args: DataArguments, seed: int, aligned: bool) -> tuple[Split
 def farewell(data_args: DataArguments, output: str, images: int, metrics: dict[str, float]) -> str:
     """What came out, where it lies, and what to run next."""
     dataset, plain = data_args.dataset_name[0], " --plain" if data_args.plain else ""
-    text = f"Accuracy {metrics['eval_accuracy']:.3f}, loss {metrics['eval_loss']:.3f} on {images:,} images.\n"
+    names = [name for name in (*ALL_FIGURES, "loss") if f"eval_{name}" in metrics]
+    shown = ", ".join(f"{name} {metrics[f'eval_{name}']:.3f}" for name in names)
+    text = f"{shown[0].upper()}{shown[1:]} on {images:,} images.\n"
     text += f"Wrote {output}: the model, and its card README.md. Next:\n"
     text += f"  python scripts/evaluate.py --model {output} --dataset {dataset}{plain}"
     if not plain:

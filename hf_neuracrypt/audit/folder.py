@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, Dataset, load_from_disk
+from datasets import Dataset, load_from_disk
 
 from hf_neuracrypt.audit.matching import named_classes
 from hf_neuracrypt.audit.pairs import Pairs
@@ -55,7 +55,10 @@ def labels(folder: Path, pairs: Pairs, seed: int) -> Row:
     if "label" not in split.features:
         return Row("labels", NOTHING_FOUND, "There are no labels.", {"classes": 0})
     feature = split.features["label"]
-    names = feature.names if isinstance(feature, ClassLabel) else []
+    each = feature.values() if isinstance(feature, dict) else [feature]
+    if any("float" in str(getattr(kind, "dtype", "")) for kind in each):
+        return Row("labels", LEAKS, "The numbers to be learned are published.", {"classes": 0})
+    names = list(feature) if isinstance(feature, dict) else getattr(getattr(feature, "feature", feature), "names", [])
     if names and not all(name.startswith("class_") and name[6:].isdigit() for name in names):
         return Row("labels", LEAKS, "Class names are published (`encrypt --hide-labels`).", {"classes": len(names)})
     named = named_classes(pairs, seed)

@@ -85,7 +85,7 @@ def named_classes(pairs: Pairs, seed: int) -> float | None:
     labels = pairs.labels
     if labels is None:
         return None
-    classes = [number for number in np.unique(labels) if (labels == number).sum() >= 2]
+    classes = [number for number in np.unique(labels) if number >= 0 and (labels == number).sum() >= 2]
     if len(classes) < 2:
         return None
     brightness = pairs.brightness - pairs.brightness.mean(0)

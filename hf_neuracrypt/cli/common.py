@@ -20,7 +20,13 @@ PassphraseFile = Annotated[
     typer.Option(help="A file whose first line is the passphrase of a locked key. Default: you are asked."),
 ]
 ImageColumn = Annotated[str | None, typer.Option(help="Default: image, img or pixel_values.")]
-LabelColumn = Annotated[str | None, typer.Option(help="Default: label, labels or fine_label.")]
+LabelColumn = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        help="Default: label, labels or fine_label. Repeatable: columns of 0, 1 and empty, or of numbers, together.",
+    ),
+]
 PublishedColumn = Annotated[
     list[str] | None, typer.Option(metavar="NAME", help="Also publish this column, in clear. Repeatable.")
 ]

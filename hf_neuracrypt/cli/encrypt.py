@@ -39,6 +39,7 @@ def encrypt(
     passphrase_file: PassphraseFile = None,
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
+    no_labels: Annotated[bool, typer.Option("--no-labels", help="Store no labels.")] = False,
     keep_column: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Also store this column, in clear. Repeatable.")
     ] = None,
@@ -144,10 +145,14 @@ def encrypt(
         raise NeuraCryptError("one process commits to a repository: leave --rank and --world-size out; --dask works")
     sizes = {"image_size": image_size, "patch_size": patch_size, "window": window}
     options = {name: size for name, size in sizes.items() if size is not None} | parse_options(scheme_option or ())
-    columns: dict[str, Any] = {"image_column": image_column, "label_column": label_column}
+    if no_labels and (label_column or hide_labels):
+        raise NeuraCryptError("--no-labels stores none: leave --label-column and --hide-labels out")
     dicom = {"all_frames": all_frames, "by_patient": group_by_patient}
     config, kept, views, flip, dicom = _how(like, scheme, options, views, flip, dicom)
-    columns |= kept or {"keep_columns": keep_column or (), "hide_labels": hide_labels}
+    columns = kept or {"keep_columns": keep_column or (), "hide_labels": hide_labels}
+    columns["image_column"] = image_column
+    if no_labels or label_column:
+        columns["label_column"] = label_column or ()
     check_places(dataset, key_file, output)
     key = load_key(key_file, passphrase_file)
 
@@ -170,14 +175,12 @@ def encrypt(
     streamed = any(isinstance(split, IterableDataset) for split in splits.values())
     origin = identity(dataset) if streamed else ""
     plan = make_plan(splits, encoder, **columns, origin=origin)
+    if like is not None and plan.labels is None and columns.get("label_column") is None:
+        raise DatasetError(f"{like} has labels: name their --label-column, or give --no-labels")
     if rank == 0:
         left = [f"Left out: {left_out}."] if left_out else []
-        for line in (
-            f"Found {describe(rows_of(splits), plan)}.",
-            *left,
-            *too_dark(splits, plan),
-            *many_frames(splits, plan),
-        ):
+        notes = (*left, *too_dark(splits, plan), *many_frames(splits, plan))
+        for line in (f"Found {describe(rows_of(splits), plan)}.", *notes):
             note(line)
     with passing_folder() as passing:
         folder = passing / "encrypted" if repository else place(output)
@@ -244,7 +247,10 @@ def _how(
     record = Record.from_dict(manifest)
     split = next(iter(load_from_disk(str(like)).values()))
     kept = tuple(name for name in split.column_names if name not in ("image", "label"))
-    columns = {"keep_columns": kept, "hide_labels": record.sealed_labels is not None}
+    columns: dict[str, Any] = {"keep_columns": kept, "hide_labels": record.sealed_labels is not None}
+    label = split.features.get("label", {})
+    if isinstance(label, dict) and not record.sealed_labels:
+        columns["label_column"] = tuple(label)
     flip = manifest.get("views", {}).get("flip", False)
     return record.config, columns, views_of(manifest, TRAIN), flip, dicom_of(manifest)
 

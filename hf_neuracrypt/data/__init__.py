@@ -4,7 +4,9 @@ sources.py   a dataset by whatever name a user has for it
 files.py     what lies in a folder: images, tables, and what may be an image and is not read
 folders.py   a folder of images -> its splits and classes
 tables.py    a folder of tables or archives -> its splits
-columns.py   which columns hold images and labels, and how labels are stored
+columns.py   which columns hold images and labels
+targets.py   what is to be learned: one class, several labels, probabilities, numbers
+labels.py    how labels are stored and hidden
 batches.py   many images prepared, and taken the whole way to stored rows
 summary.py   what an owner is told before work
 dataset.py   the `datasets.map` step: `encrypt_dataset`

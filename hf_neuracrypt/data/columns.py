@@ -1,21 +1,17 @@
-"""Which columns of a dataset hold images and labels, and how labels go into the encrypted one."""
+"""Which columns of a dataset hold images and labels."""
 
-import itertools
-import json
-import operator
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyarrow
-from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Value
+from datasets import Dataset, Features, Image, IterableDataset
 from datasets.features.features import generate_from_arrow_type
 
 from hf_neuracrypt.data.manifest import MANIFEST, REJECTED
-from hf_neuracrypt.data.record import records_of, seal_names
+from hf_neuracrypt.data.record import records_of
 from hf_neuracrypt.errors import DatasetError, printable
-from hf_neuracrypt.keys import SecretKey
 
 
 IMAGE_COLUMNS = ("image", "img", "pixel_values")
@@ -23,35 +19,52 @@ FIRST_ROWS = 5  # of a stream, for the types of its columns
 LABEL_COLUMNS = ("label", "labels", "fine_label")
 
 
+LabelColumns: TypeAlias = str | Sequence[str] | None  # None: guessed; an empty sequence: none
+
+
 @dataclass(frozen=True)
 class Columns:
-    """Which columns are read: `image`, `label` (or None), and those that are `kept` as they are."""
+    """Which columns are read: `image`, the `labels` (one, several that make a label together, or none), and `kept`.
+
+    `others` are not read.
+    """
 
     image: str
-    label: str | None
-    kept: tuple[str, ...]
+    labels: tuple[str, ...]
+    kept: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
+
+    def value(self, row: Mapping[str, Any]) -> Any:
+        """The label in a row: of one column as it stands there, of several a dict, and None where there are none."""
+        if len(self.labels) == 1:
+            return row.get(self.labels[0])
+        return {name: row.get(name) for name in self.labels} if self.labels else None
 
 
 def find_columns(
-    features: Mapping[str, Any], image: str | None, label: str | None, kept: Sequence[str] = ()
+    features: Mapping[str, Any], image: str | None, label: LabelColumns, kept: Sequence[str] = ()
 ) -> Columns:
     """Resolve column names, guessing those not given. Raises DatasetError naming what is there."""
     found = f"the columns are {', '.join(features)}"
-    for name in (image, label, *kept):
+    if label is None:
+        labels = [name for name in LABEL_COLUMNS if name in features][:1]
+    else:
+        labels = [label] if isinstance(label, str) else list(label)
+    for name in (image, *labels, *kept):
         if name is not None and name not in features:
             raise DatasetError(f"there is no column {name!r}: {found}")
     image = image or next((name for name in IMAGE_COLUMNS if name in features), None)
     if image is None:
         raise DatasetError(f"none of the columns {', '.join(IMAGE_COLUMNS)} is there: {found}; name it: --image-column")
-    label = label or next((name for name in LABEL_COLUMNS if name in features), None)
     for name in kept:
         if kind := picture_like(features[name]):
             raise DatasetError(f"column {name!r} holds {kind}: kept columns are stored in clear, so it cannot be kept")
         if features[name] is None:
             raise DatasetError(f"column {name!r} of a stream has no type that is known, so it cannot be kept: cast it")
-        if name in (image, label) or name in ("image", "label"):
+        if name in (image, *labels) or name in ("image", "label"):
             raise DatasetError(f"column {name!r} cannot be kept beside the encrypted `image` and `label`")
-    return Columns(image, label, tuple(dict.fromkeys(kept)))
+    others = tuple(name for name in features if name not in (image, *labels, *kept))
+    return Columns(image, tuple(dict.fromkeys(labels)), tuple(dict.fromkeys(kept)), others)
 
 
 def check_splits(splits: Mapping[str, Dataset | IterableDataset]) -> None:
@@ -99,20 +112,23 @@ def _feature_of(values: list) -> Any:
 
 
 def common_columns(
-    found: Mapping[str, Features], image: str | None, label: str | None, kept: Sequence[str] = ()
+    found: Mapping[str, Features], image: str | None, label: LabelColumns, kept: Sequence[str] = ()
 ) -> Columns:
-    """The columns of all splits, by their features. Raises DatasetError where splits differ, or as `find_columns`."""
+    """The columns of all splits, by their features; a split may lack those of labels.
+
+    Raises:
+        DatasetError: splits differ otherwise, or as `find_columns`.
+    """
     first_name, first = next(iter(found.items()))
-    columns = find_columns(first, image, label, kept)
+    everything = {name: feature for features in reversed(list(found.values())) for name, feature in features.items()}
+    columns = find_columns(everything, image, label, kept)
     for name, features in found.items():
-        if find_columns(features, image, label, kept) != columns:
+        lacking = {columns.image, *columns.labels, *columns.kept} - set(features)
+        other = set(LABEL_COLUMNS) & set(features) if label is None else set()
+        if lacking and (lacking != set(columns.labels) or other):
             raise DatasetError(
                 f"split {name} has other columns than the first one, {first_name}: {', '.join(features)}; remove or "
                 "rename columns, or encrypt that split by itself"
-            )
-        if columns.label and features[columns.label] != first[columns.label]:
-            raise DatasetError(
-                f"the labels of split {name} are not those of the first one: {features[columns.label]}; cast the column"
             )
         arrays = array_dtype(features[columns.image]) != array_dtype(first[columns.image])
         for column in (*([columns.image] if arrays else []), *columns.kept):
@@ -148,82 +164,3 @@ def picture_like(feature: Any) -> str | None:
     if name in ("Image", "Audio", "Video", "Pdf", "Nifti") or "binary" in dtype or name.startswith("Array"):
         return {"Image": "images", "Audio": "audio", "Video": "videos"}.get(name, "binary data")
     return next((kind for each in inner if (kind := picture_like(each))), None)
-
-
-def label_names(
-    splits: Mapping[str, Dataset | IterableDataset], features: Features, label: str | None
-) -> list[str] | None:
-    """Names of a ClassLabel; of a text column, its sorted values; of integers, none. Raises DatasetError."""
-    if label is None:
-        return None
-    feature = features[label]
-    if isinstance(feature, ClassLabel):
-        return feature.names
-    if getattr(feature, "dtype", None) in ("string", "large_string"):
-        if not all(isinstance(split, Dataset) for split in splits.values()):
-            raise DatasetError(
-                f"column {label!r} holds text, which a stream cannot be searched for: cast it, or --no-streaming (then "
-                "`datasets` keeps a copy in its cache)"
-            )
-        values = {value for split in splits.values() for value in split.unique(label)}
-        if None in values:
-            raise DatasetError(
-                f"column {label!r} has rows without a label: remove them, or name another --label-column"
-            )
-        return sorted(values)
-    if feature is not None and not str(getattr(feature, "dtype", "")).startswith(("int", "uint")):
-        raise DatasetError(
-            f"column {label!r} holds {feature}, not class labels: cast it to whole numbers, name another "
-            "--label-column, or remove the column"
-        )
-    return None
-
-
-def is_by_class(split: Dataset | IterableDataset, label: str | None) -> bool:
-    """Whether rows come class by class, as those of a folder of images do."""
-    if label is None or not isinstance(split, Dataset):
-        return False
-    values = split.with_format(None)[label][:]
-    runs = [value for value, _ in itertools.groupby(values)]
-    if None in runs or not 1 < len(runs) == len(set(runs)):
-        return False
-    return len(runs) < len(values) or runs == sorted(runs)  # one row of each: in the order of their names
-
-
-class Labels:
-    """How labels go into the encrypted dataset: by their names or, if `hidden`, under a keyed permutation.
-
-    `salt` tells datasets apart, so that two of the same classes under the same key do not share their permutation.
-    """
-
-    def __init__(self, names: list[str] | None, hidden: bool, key: SecretKey, salt: str = ""):
-        self.feature: ClassLabel | Value = Value("int64") if names is None else ClassLabel(names=names)
-        self.names = names
-        self.sealed: str | None = None
-        self.order: list[int] | None = None
-        if hidden:
-            if names is None:
-                raise DatasetError("labels can only be hidden when they have names: cast the column to ClassLabel")
-            width = len(str(len(names) - 1))
-            self.order = key.permutation(json.dumps([names, salt]), "labels", len(names))
-            neutral = [f"class_{index:0{width}d}" for index in range(len(names))]
-            self.feature = ClassLabel(names=neutral)
-            true_names = {name: names[self.order.index(i)] for i, name in enumerate(neutral)}
-            self.sealed = seal_names(key, true_names, salt)
-
-    def encode(self, value: object) -> int:
-        """The stored label of a source label. Raises DatasetError for none, or one that is out of range."""
-        if isinstance(value, str):
-            if self.names is None or value not in self.names:
-                # Its text is not shown: it may be a diagnosis, or hold a person's name.
-                raise DatasetError(f"the label is a text that is none of the {len(self.names or [])} class names")
-            value = self.names.index(value)
-        try:
-            value = operator.index(None if isinstance(value, bool) else value)  # type: ignore[arg-type]
-        except TypeError:
-            raise DatasetError(f"the label is {type(value).__name__}, not a whole number or a name") from None
-        if self.names is not None and not 0 <= value < len(self.names):
-            raise DatasetError(
-                f"the label {value} is not within 0 to {len(self.names) - 1}: remove these rows, or the column"
-            )
-        return value if self.order is None else self.order[value]

@@ -19,17 +19,10 @@ import numpy as np
 from datasets import Dataset, DatasetDict, DatasetInfo, Features, Image, IterableDataset, IterableDatasetDict
 
 from hf_neuracrypt.data.batches import encrypt_rows
-from hf_neuracrypt.data.columns import (
-    Columns,
-    Labels,
-    array_dtype,
-    check_splits,
-    common_columns,
-    features_of,
-    is_by_class,
-    label_names,
-)
+from hf_neuracrypt.data.columns import Columns, LabelColumns, array_dtype, check_splits, common_columns, features_of
+from hf_neuracrypt.data.labels import Labels, is_by_class
 from hf_neuracrypt.data.record import Record
+from hf_neuracrypt.data.targets import find_target, splits_without
 from hf_neuracrypt.encoders.base import Encoder
 from hf_neuracrypt.errors import DatasetError, ImageError
 from hf_neuracrypt.images import as_array
@@ -48,6 +41,7 @@ class EncryptRows:
 
     Args:
         encoder, columns, labels: see `Plan`.
+        without: the rows are of a split without labels.
         rows: numbers of the source's rows that are read, in their order; None: all of them.
         rejected: takes the rows that cannot be encrypted, which are then left out; None: the first of them is an error.
         progress: told how many rows each batch had.
@@ -61,7 +55,8 @@ class EncryptRows:
         self,
         encoder: Encoder,
         columns: Columns,
-        labels: Labels,
+        labels: Labels | None,
+        without: bool = False,
         rows: Sequence[int] | None = None,
         rejected: list[dict] | None = None,
         progress: Callable[[int], object] | None = None,
@@ -71,21 +66,22 @@ class EncryptRows:
         stop: Callable[[int, Exception], str] = "row {} cannot be encrypted: {}".format,
     ):
         self.dtype, self.stop = dtype, stop
-        self.encoder, self.columns, self.labels, self.rows = encoder, columns, labels, rows
+        self.encoder, self.columns, self.labels, self.without, self.rows = encoder, columns, labels, without, rows
         self.rejected, self.progress, self.views, self.flip = rejected, progress, views, flip
 
     def __call__(self, batch: dict[str, list], indices: list[int]) -> dict[str, list]:
-        names = ("image", *(["label"] if self.columns.label else []), *self.columns.kept)
-        rows: dict[str, list] = {name: [] for name in names}
+        rows: dict[str, list] = {"image": []} | ({"label": []} if self.labels else {})
+        rows |= {name: [] for name in self.columns.kept}
         sources = [as_array(source, self.dtype) for source in batch[self.columns.image]]
         images = encrypt_rows(self.encoder, sources, self.views, self.flip)
         for position, (index, stored) in enumerate(zip(indices, images)):
             try:
                 if isinstance(stored, ImageError):
                     raise stored
-                row = {name: batch[name][position] for name in self.columns.kept}
-                if self.columns.label is not None:
-                    row["label"] = self.labels.encode(batch[self.columns.label][position])
+                source = {name: column[position] for name, column in batch.items()}
+                row = {name: source[name] for name in self.columns.kept}
+                if self.labels is not None:
+                    row["label"] = self.labels.encode(self.columns.value(source), self.without)
             except (ImageError, DatasetError) as error:
                 # The row, never the path: a path may hold a person's name, and this line may end in a log.
                 number = index if self.rows is None else int(self.rows[index])
@@ -108,7 +104,9 @@ class Plan:
     Args:
         encoder: with the key.
         columns: that are read.
-        labels: how they are stored.
+        labels: how they are stored; None: there are none.
+        without: the splits without labels, beside others that have some.
+        lacking: those of them that have no label column, either.
         features: of the encrypted dataset.
         origins: what tells each split from any other data.
         keyed_order: whether rows are stored in an order that the key gives. That of the source would tell hidden labels
@@ -118,7 +116,9 @@ class Plan:
 
     encoder: Encoder
     columns: Columns
-    labels: Labels
+    labels: Labels | None
+    without: frozenset[str]
+    lacking: frozenset[str]
     features: Features
     origins: dict[str, str]
     keyed_order: bool
@@ -127,7 +127,7 @@ class Plan:
     @property
     def record(self) -> Record:
         """What will be public about the encryption."""
-        return Record(self.encoder.config, self.encoder.key.id, self.labels.sealed)
+        return Record(self.encoder.config, self.encoder.key.id, self.labels.sealed if self.labels else None)
 
     def fingerprint(self, origin: str) -> str:
         """That of what is made of some data under this plan. It is public, and keyed: it must not confirm a guess which
@@ -141,23 +141,25 @@ class Plan:
             return range(count)
         return keyed_order(self.encoder.key, self.fingerprint(self.origins[split]), count)
 
-    def source(self, split: Split) -> Split:
-        """The split as `rows()` reads it: the planned columns only, images not decoded."""
-        names = [name for name in (self.columns.image, self.columns.label, *self.columns.kept) if name]
+    def source(self, name: str, split: Split) -> Split:
+        """The split of that name as `rows()` reads it: the planned columns only, images not decoded."""
+        labels = () if name in self.lacking else self.columns.labels
+        names = [self.columns.image, *labels, *self.columns.kept]
         source = split.with_format(None).select_columns(names)
         if split.features is not None and isinstance(split.features[self.columns.image], Image):
             source = source.cast_column(self.columns.image, Image(decode=False))
         return source
 
-    def rows(self, **options: Any) -> EncryptRows:
-        """The function that encrypts rows of `source()`."""
-        return EncryptRows(self.encoder, self.columns, self.labels, dtype=self.dtype, **options)
+    def rows(self, name: str, **options: Any) -> EncryptRows:
+        """The function that encrypts rows of `source()` of the split `name`."""
+        without = name in self.without
+        return EncryptRows(self.encoder, self.columns, self.labels, without, dtype=self.dtype, **options)
 
-    def apply(self, split: Split, function: EncryptRows | None = None, **options: Any) -> Split:
-        """`split.map(...)`; `options` go to `map`."""
-        source, lazy = self.source(split), isinstance(split, IterableDataset)
+    def apply(self, name: str, split: Split, function: EncryptRows, **options: Any) -> Split:
+        """`split.map(...)` of the split `name`; `options` go to `map`."""
+        source, lazy = self.source(name, split), isinstance(split, IterableDataset)
         encrypted = source.map(
-            function or self.rows(), batched=True, with_indices=True, remove_columns=source.column_names,
+            function, batched=True, with_indices=True, remove_columns=source.column_names,
             features=None if lazy else self.features, **options,
         )  # fmt: skip
         if lazy:  # a stream decodes images that a cast declares, not those that `map` declares
@@ -170,7 +172,7 @@ def make_plan(
     splits: Mapping[str, Split],
     encoder: Encoder,
     image_column: str | None = None,
-    label_column: str | None = None,
+    label_column: LabelColumns = None,
     keep_columns: Sequence[str] = (),
     hide_labels: bool = False,
     origin: str = "",
@@ -186,9 +188,8 @@ def make_plan(
     found = {name: features_of(name, split) for name, split in splits.items()}
     first = next(iter(found.values()))
     columns = common_columns(found, image_column, label_column, keep_columns)
-    if hide_labels and columns.label is None:
+    if hide_labels and not columns.labels:
         raise DatasetError("there is no label column to hide")
-    names = label_names(splits, first, columns.label)
     if hide_labels and not all(isinstance(split, Dataset) for split in splits.values()):
         raise DatasetError(
             "hidden labels need rows in a keyed order, which a stream cannot have: give --no-streaming (datasets then "
@@ -198,11 +199,16 @@ def make_plan(
         name: split._fingerprint if isinstance(split, Dataset) else f"{origin} {name} {split.num_shards}"
         for name, split in splits.items()
     }
-    labels = Labels(names, hide_labels, encoder.key, keyed_tag(encoder.key, json.dumps(origins), "labels"))
-    keyed = hide_labels or any(is_by_class(split, columns.label) for split in splits.values())
-    stored = {"image": encoder.stored.feature} | ({"label": labels.feature} if columns.label else {})
+    target, labels, without = find_target(splits, found, columns), None, frozenset[str]()
+    if target is not None:
+        without = splits_without(splits, found, columns, target)
+        labels = Labels(target, hide_labels, encoder.key, keyed_tag(encoder.key, json.dumps(origins), "labels"))
+    lacking = frozenset(name for name, features in found.items() if set(columns.labels) - set(features))
+    keyed = hide_labels or any(is_by_class(split, columns) for split in splits.values())
+    stored = {"image": encoder.stored.feature} | ({"label": labels.feature} if labels else {})
     features = Features(stored | {name: first[name] for name in columns.kept})
-    return Plan(encoder, columns, labels, features, origins, keyed, array_dtype(first[columns.image]))
+    dtype = array_dtype(first[columns.image])
+    return Plan(encoder, columns, labels, without, lacking, features, origins, keyed, dtype)
 
 
 def encrypt_dataset(
@@ -210,7 +216,7 @@ def encrypt_dataset(
     encoder: Encoder,
     *,
     image_column: str | None = None,
-    label_column: str | None = None,
+    label_column: LabelColumns = None,
     keep_columns: Sequence[str] = (),
     hide_labels: bool = False,
     batch_size: int = 64,
@@ -223,13 +229,15 @@ def encrypt_dataset(
         encoder: from `load_encoder`.
         image_column: default: the first of `image`, `img`, `pixel_values` that is there.
         label_column: default: the first of `label`, `labels`, `fine_label` that is there; a dataset may have none.
+            Several make one label together (0, 1 and empty, or numbers); an empty list: store no labels.
         keep_columns: further columns to store, in clear.
         hide_labels: neutral class names under a keyed permutation; the true names travel sealed by the key.
         batch_size: rows encrypted at a time; no effect on the result.
         num_proc: worker processes (spawned; each reads the key file itself). Not for iterable datasets.
 
     Returns:
-        The same kind of dataset with the columns `image` (uint8 RGB PNG), `label`, and the kept ones.
+        The same kind of dataset with the columns `image` (uint8 RGB PNG), `label`, and the kept ones. What types a
+        label may have, and how it is stored, is in this folder's README.md.
 
     Raises:
         DatasetError: no such column, an unusable label or image (naming the row), a transform that would be left out,
@@ -240,14 +248,14 @@ def encrypt_dataset(
     encrypted = {}
     for name, split in splits.items():
         options: dict[str, Any] = {"batch_size": batch_size}
+        rows = None
         if isinstance(split, Dataset):
             rows = plan.order(name, len(split))
-            options |= {"function": plan.rows(rows=rows), "desc": f"Encrypting {name}"}
-            options |= {"new_fingerprint": plan.fingerprint(plan.origins[name])}
+            options |= {"desc": f"Encrypting {name}", "new_fingerprint": plan.fingerprint(plan.origins[name])}
             split = in_order(split, rows)
             options |= {"writer_batch_size": WRITER_BATCH_SIZE, "num_proc": num_proc}
         with spawned_workers() if num_proc is not None else nullcontext():
-            encrypted[name] = plan.apply(split, **options)
+            encrypted[name] = plan.apply(name, split, plan.rows(name, rows=rows), **options)
     return type(dataset)(encrypted) if isinstance(dataset, dict) else encrypted["dataset"]
 
 

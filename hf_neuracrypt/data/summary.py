@@ -23,8 +23,10 @@ def rows_of(splits: Mapping[str, Dataset | IterableDataset]) -> dict[str, int | 
 
 
 def describe(rows: Mapping[str, int | None], plan: Plan) -> str:
-    """Splits and labels in one line: "train 4,708 images, test 624 images; 2 classes: normal, pneumonia"."""
-    counted = (f"{name} {_images(count)}" for name, count in rows.items())
+    """Splits and labels in one line: "train 4,708 images, test 624 images without labels; 2 classes: healthy, ill"."""
+    counted = (
+        f"{name} {_images(count)}{' without labels' if name in plan.without else ''}" for name, count in rows.items()
+    )
     return f"{', '.join(counted)}; {_labels(plan)}"
 
 
@@ -33,20 +35,22 @@ def _images(count: int | None) -> str:
 
 
 def _labels(plan: Plan) -> str:
-    if plan.columns.label is None:
-        return "no labels"
-    names = plan.labels.names
-    if names is None:
-        return "labels are whole numbers"
-    shown = ", ".join(printable(name[:40]) for name in names[:5]) + (", …" if len(names) > 5 else "")
-    return f"{len(names):,} {'class' if len(names) == 1 else 'classes'}: {shown}"
+    if plan.labels is None:
+        left_out = _names(plan.columns.others)
+        return f"no labels{f' (left out: {left_out}; --label-column)' if left_out else ''}"
+    target = plan.labels.target
+    return "labels are whole numbers" if target.names is None else f"{target.describe()}: {_names(target.names)}"
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(printable(name[:40]) for name in names[:5]) + (", …" if len(names) > 5 else "")
 
 
 def too_dark(splits: Mapping[str, Dataset | IterableDataset], plan: Plan) -> list[str]:
     """A sentence for each split some of whose images, looked at before work, are all nearly black."""
     found = []
     for name, split in splits.items():
-        images = [as_array(image, plan.dtype) for image in _some(plan, split)]
+        images = [as_array(image, plan.dtype) for image in _some(plan, name, split)]
         config = plan.encoder.config
         brightest = max((_brightest(image, config) for image in images), default=DARK)
         if brightest < DARK:
@@ -62,7 +66,7 @@ def many_frames(splits: Mapping[str, Dataset | IterableDataset], plan: Plan) -> 
     """A sentence for each split some of whose images, looked at before work, are DICOM files of several frames."""
     found = []
     for name, split in splits.items():
-        images = _some(plan, split)
+        images = _some(plan, name, split)
         most = max(map(_frames, images), default=1)
         if most > 1 and not any(isinstance(image, dict) and image.get("frame") for image in images):
             found.append(
@@ -80,8 +84,8 @@ def _frames(source: object) -> int:
         return 1
 
 
-def _some(plan: Plan, split: Dataset | IterableDataset) -> Sequence[object]:
-    source = plan.source(split)
+def _some(plan: Plan, name: str, split: Dataset | IterableDataset) -> Sequence[object]:
+    source = plan.source(name, split)
     if isinstance(source, IterableDataset):
         return [row[plan.columns.image] for row in source.take(LOOKED_AT)]
     places = np.unique(np.linspace(0, len(source) - 1, min(LOOKED_AT, len(source))).astype(int))

@@ -133,7 +133,7 @@ def _write_rows(job: Job, unit: Unit, first: int, temporary: Path, progress: Pro
     chosen = job.orders[unit.split][unit.start : unit.start + rows]
     function = _function(job, unit, progress, chosen)
     job.plan.apply(
-        in_order(split, chosen), function, batch_size=BATCH_SIZE,
+        unit.split, in_order(split, chosen), function, batch_size=BATCH_SIZE,
         cache_file_name=str(temporary), load_from_cache_file=False, writer_batch_size=WRITER_BATCH_SIZE,
         new_fingerprint=job.plan.fingerprint(f"{split._fingerprint} {unit.index}"),
     )  # fmt: skip
@@ -144,7 +144,7 @@ def _write_rows(job: Job, unit: Unit, first: int, temporary: Path, progress: Pro
 
 def _write_stream(job: Job, unit: Unit, first: int, temporary: Path, progress: Progress) -> Iterator[Note]:
     """The shards of one source shard of a stream, in one pass, holding one batch at a time."""
-    stream = job.plan.source(job.splits[unit.split])
+    stream = job.plan.source(unit.split, job.splits[unit.split])
     if stream.num_shards > 1:
         stream = stream.shard(stream.num_shards, unit.index)
     row = first * job.shard_rows
@@ -188,7 +188,8 @@ def _function(job: Job, unit: Unit, progress: Progress, rows: Sequence[int] | No
 
     rejected: list[dict] | None = [] if job.max_bad_fraction else None
     views = job.views_of(unit.split)
-    return job.plan.rows(rows=rows, rejected=rejected, progress=progress, views=views, flip=job.flip, stop=stop)
+    options = {"rejected": rejected, "progress": progress, "views": views, "flip": job.flip, "stop": stop}
+    return job.plan.rows(unit.split, rows=rows, **options)
 
 
 def _keep(job: Job, unit: Unit, part: int, temporary: Path, rows: int, rejected: list[dict], last: bool) -> Note:

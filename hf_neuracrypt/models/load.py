@@ -34,7 +34,7 @@ MAX_MODULES, MAX_PARAMETERS = 20_000, 3_000_000_000
 SILENT = logging.CRITICAL + 1
 HEAD = re.compile(r"classifier|\.(pooler|head|fc)\.")  # names of weights that may be new to a task
 OURS: dict[str, Any] = {  # whatever a base model's config says
-    "problem_type": None, "return_dict": True, "output_hidden_states": False, "output_attentions": False,
+    "return_dict": True, "output_hidden_states": False, "output_attentions": False,
     "architectures": [],  # of several classes the first: DeiT's with a teacher cannot be trained
 }  # fmt: skip
 
@@ -142,7 +142,12 @@ def one_line(model: str, verb: str = "load") -> Iterator[None]:
 
 
 def load_model(
-    name: str | None, config_name: str | None, label_names: list[str], size: int | None, records: Sequence[Record]
+    name: str | None,
+    config_name: str | None,
+    label_names: list[str],
+    size: int | None,
+    records: Sequence[Record],
+    problem_type: Any = None,
 ) -> PreTrainedModel:
     """A stock image classifier with a head for `label_names`, in float32, to be trained on images of `size`.
 
@@ -155,6 +160,7 @@ def load_model(
         label_names: in the order of their ids.
         size: None: the model's own.
         records: written into the model's config; their patch size must be the model's. None: plain images.
+        problem_type: what the stock pipeline makes of the logits; None: probabilities of classes.
 
     Raises:
         NeuraCryptError: it cannot be loaded, its files lack weights of more than the head, or its patches are not
@@ -178,6 +184,7 @@ def load_model(
     check_patches(config, records)
     for field, value in OURS.items():
         setattr(config, field, value)
+    config.problem_type = problem_type
     with one_line(source):
         if (records and records[0].config.patch_shape) or isinstance(config, NeuraCryptViTConfig):
             model, absent = _patch_model(name, config, label_names, records)

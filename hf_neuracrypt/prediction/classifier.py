@@ -59,11 +59,17 @@ class Classifier:
         names = (record or own).true_names(encoder.key)
         return cls(encoder, LocalModel(model, encoder), names)
 
+    @property
+    def gives_numbers(self) -> bool:
+        """Whether scores are predicted numbers (regression), not probabilities; of an endpoint nobody knows."""
+        return getattr(self.classify, "gives_numbers", False)
+
     def predict(self, images: Sequence[object], top_k: int = 5) -> list[Answer]:
         """Classify plain images: paths, PIL images, arrays or encoded bytes.
 
         Returns:
-            For each image, `{"label": str, "score": float}` by falling score, at most `top_k`.
+            For each image, `{"label": str, "score": float}` by falling score, at most `top_k`. A score is the
+            probability of a class; of a label, that the image has it; or, of a model of numbers, the number.
 
         Raises:
             ImageError: one of them cannot be used; it is named by its place.
@@ -87,12 +93,20 @@ class LocalModel:
     def __init__(self, model: str, encoder: Encoder):
         use_own_cores()
         self.name, self.model, self.stored = model, load_classifier(model), encoder.stored
+        self.gives_numbers = self.model.config.problem_type == "regression"
+
+    def _scores(self, logits: torch.Tensor) -> torch.Tensor:
+        """What the stock pipeline makes of logits: probabilities of classes, of each label by itself, or numbers."""
+        if self.gives_numbers:
+            return logits
+        by_itself = self.model.config.problem_type == "multi_label_classification" or self.model.config.num_labels == 1
+        return logits.sigmoid() if by_itself else logits.softmax(-1)
 
     @torch.inference_mode()
     def __call__(self, stored: Sequence[Any], top_k: int) -> list[Answer]:
         pixel_values = self.stored.pixel_values(stored)
         with one_line(self.name, "use"):
-            scores = self.model(pixel_values=pixel_values).logits.float().softmax(-1)
+            scores = self._scores(self.model(pixel_values=pixel_values).logits.float())
             if not scores.isfinite().all():
                 raise ValueError("its scores are no numbers")
             best, names = scores.topk(min(top_k, scores.shape[1])), dict(self.model.config.id2label or {})

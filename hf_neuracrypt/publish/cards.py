@@ -121,6 +121,7 @@ def model_card(
     epoch: float,
     dataset_ids: Sequence[str] = (),
     base_model: str | None = None,
+    problem_type: str | None = None,
 ) -> str:
     """The README.md of a model.
 
@@ -133,6 +134,7 @@ def model_card(
         step, epoch: how far training was then.
         dataset_ids: those datasets that are on the Hub.
         base_model: the pre-trained model, if it is on the Hub.
+        problem_type: of its config.
     """
     name = repo_id.split("/")[-1]
     shown = {metric: f"{value:.4f}" for metric, value in results.items()}
@@ -154,6 +156,7 @@ def model_card(
         "model_card.md.jinja",
         model_name=name,
         model_type=model_type,
+        problem_type=problem_type,
         repo_id=repo_id,
         records=records,
         hyperparameters=hyperparameters,

@@ -3,6 +3,7 @@
 data.py      encrypted datasets as `Trainer` takes them
 recipes.py   defaults of `scripts/train.py` by name; the aligned start
 trainer.py   the `Trainer` that publishes with our card, through the guard
-metrics.py   accuracy without a download
+tasks.py     loss and figures of each kind of label
+metrics.py   evaluation of a trained model
 progress.py  what a run says of itself
 """

@@ -1,28 +1,33 @@
-"""What `Trainer` needs to learn from encrypted images: datasets with their records, a collator, accuracy.
+"""What `Trainer` needs to learn from encrypted images: datasets with their records, a collator.
 
 Nothing here holds a key. Ciphertext is never resized, cropped, flipped or normalised per image: the collator only maps
 grey levels to [-1, 1], which is what the stock `ViTImageProcessor` saved beside the model does.
 """
 
+import itertools
+import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import ClassLabel, Dataset, DatasetDict, Image, concatenate_datasets
+from datasets import Dataset, DatasetDict, Image, concatenate_datasets
 from datasets.features.features import require_decoding
-from transformers import EvalPrediction
 
-from hf_neuracrypt.data.columns import Columns, find_columns
+from hf_neuracrypt.data.columns import Columns, LabelColumns, find_columns
 from hf_neuracrypt.data.manifest import TRAIN, views_of
 from hf_neuracrypt.data.record import Record, records_of
 from hf_neuracrypt.data.sources import load_source, stored_manifest
+from hf_neuracrypt.data.targets import Target, find_target, read_labels
 from hf_neuracrypt.encoders.stored import stored_as
 from hf_neuracrypt.errors import DatasetError, KeyMismatchError
 from hf_neuracrypt.images import prepare
 from hf_neuracrypt.schemes import PEConfig
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,30 +39,39 @@ class Splits:
         columns: which of their columns are image and label.
         records: of their encryption; none: plain images.
         images: int64 (rows of the split `train`,): the image of each row, non-decreasing; views of one image share it.
+        target: what is to be learned; None: there are no labels.
     """
 
     data: DatasetDict
     columns: Columns
     records: list[Record]
     images: np.ndarray
+    target: Target | None
+
+    @property
+    def to_learn(self) -> Target:
+        """The target, its names known. Raises DatasetError when there is nothing to learn."""
+        if self.target is None:
+            raise DatasetError(f"there is no label column: the columns are {', '.join(self.columns.others)}")
+        return self.target
 
     @property
     def label_names(self) -> list[str]:
         """Names in the order of their ids. Raises DatasetError when there is nothing to learn."""
-        split = next(iter(self.data.values()))
-        if self.columns.label is None:
-            raise DatasetError(f"there is no label column: the columns are {', '.join(split.column_names)}")
-        feature = split.features[self.columns.label]
-        if isinstance(feature, ClassLabel):
-            return feature.names
-        labels = {label for each in self.data.values() for label in each.unique(self.columns.label)}
-        if not all(isinstance(label, int) and label >= 0 for label in labels):
-            raise DatasetError(f"column {self.columns.label!r} does not hold class numbers from 0 on")
-        return [str(index) for index in range(max(labels) + 1)]
+        return list(self.to_learn.names or ())
+
+    def labelled(self, name: str) -> Dataset:
+        """The rows of a split that have a label. Raises DatasetError for one that is out of range, naming the row."""
+        split, target = self.data[name], self.to_learn
+        known = [target.is_known(label) for label in read_labels(split, self.columns, target)]
+        if (lacking := len(split) - sum(known)) == 0:
+            return split
+        log.info("%d of %d rows of the split %s have no label that is known: left out", lacking, len(split), name)
+        return split.select(np.flatnonzero(known))
 
 
 def load_splits(
-    names: str | Sequence[str], plain: bool = False, image_column: str | None = None, label_column: str | None = None
+    names: str | Sequence[str], plain: bool = False, image_column: str | None = None, label_column: LabelColumns = None
 ) -> Splits:
     """Load a dataset for training or evaluation.
 
@@ -65,7 +79,7 @@ def load_splits(
         names: folder or Hub id; several owners' datasets are put together, split by split.
         plain: the images are meant to be plain (a baseline); without it, a plain dataset is refused.
         image_column: default: guessed.
-        label_column: default: guessed.
+        label_column: one, or several that make a label together; default: guessed.
 
     Raises:
         DatasetError: not found, unfinished, plain although `plain` is off or the other way round, or several that do
@@ -85,21 +99,36 @@ def load_splits(
         rows = np.arange(len(data[TRAIN]) if TRAIN in data else 0)
         images = np.append(images, rows // views + (images[-1] + 1 if len(images) else 0))
     data = loaded[0] if len(loaded) == 1 else _together(loaded, names)
-    columns = find_columns(next(iter(data.values())).features, image_column, label_column)
-    return Splits(data, columns, records, images)
+    everything = {name: feature for split in reversed(list(data.values())) for name, feature in split.features.items()}
+    columns = find_columns(everything, image_column, label_column)
+    return Splits(data, columns, records, images, _target(data, columns))
+
+
+def _target(data: DatasetDict, columns: Columns) -> Target | None:
+    """What is to be learned; classes without names are called by their numbers."""
+    target = find_target(data, {name: split.features for name, split in data.items()}, columns)
+    if target is None or target.names is not None:
+        return target
+    labels = itertools.chain(*(read_labels(split, columns, target) for split in data.values()))
+    return replace(target, names=tuple(map(str, range(int(max(labels, default=-1)) + 1))))
 
 
 def hold_out(splits: Splits, share: float, seed: int) -> tuple[Dataset, Dataset]:
     """The split `train`, or the only one there is, in two: to learn from, and to evaluate on.
 
-    Views of an image stay on one side; of those held out, only the image itself is evaluated.
+    Views of an image stay on one side; of those held out, only the image itself is evaluated. Rows without a label are
+    on neither.
     """
-    split = splits.data[TRAIN] if TRAIN in splits.data else next(iter(splits.data.values()))
-    images = splits.images if TRAIN in splits.data else np.arange(len(split))
+    name = TRAIN if TRAIN in splits.data else next(iter(splits.data))
+    split, target = splits.data[name], splits.to_learn
+    images = splits.images if name == TRAIN else np.arange(len(split))
+    labels = read_labels(split, splits.columns, target)
+    known = np.fromiter((target.is_known(label) for label in labels), bool, len(split))
     generator, count = np.random.default_rng(seed), int(images[-1]) + 1
     held = np.isin(images, generator.permutation(count)[: max(1, round(share * count))])
     first = np.diff(images, prepend=-1) > 0
-    kept, evaluated = (generator.permutation(np.flatnonzero(rows)) for rows in (~held, held & first))
+    chosen = (~held & known, held & first & known)
+    kept, evaluated = (generator.permutation(np.flatnonzero(rows)) for rows in chosen)
     return split.select(kept), split.select(evaluated)
 
 
@@ -107,6 +136,8 @@ def choose_splits(
     splits: Splits, share: float, seed: int, max_train: int | None = None, max_eval: int | None = None
 ) -> tuple[Dataset, Dataset]:
     """The training split, and one to evaluate on: validation, else test, else a part of the training split.
+
+    Rows without a label are left out, and with them the test splits that have none.
 
     Args:
         splits: from `load_splits`.
@@ -116,11 +147,18 @@ def choose_splits(
 
     Returns:
         Both with their images left as they are stored, for `Collator`.
+
+    Raises:
+        DatasetError: no row is left in one of them.
     """
-    data = splits.data
-    name = TRAIN if TRAIN in data else next(iter(data))
-    other = next((other for other in ("validation", "val", "test") if other in data and other != name), None)
-    train, held_out = (data[name], data[other]) if other else hold_out(splits, share, seed)
+    name = TRAIN if TRAIN in splits.data else next(iter(splits.data))
+    others = (
+        splits.labelled(other) for other in ("validation", "val", "test") if other in splits.data and other != name
+    )
+    held_out = next((other for other in others if len(other)), None)
+    train, held_out = hold_out(splits, share, seed) if held_out is None else (splits.labelled(name), held_out)
+    if not (len(train) and len(held_out)):
+        raise DatasetError(f"too few rows of the split {name} have a label to learn from and to evaluate on")
     train, held_out = sample(train, max_train, seed), sample(held_out, max_eval, seed)
     return undecoded(train, splits.columns), undecoded(held_out, splits.columns)
 
@@ -197,20 +235,26 @@ def _plain_pixel_values(images: Sequence[object], size: int) -> torch.Tensor:
 class Collator:
     """Rows of a dataset -> {"pixel_values": float32 (B, 3, S, S) in [-1, 1], "labels": int64 (B,)}.
 
-    From a scheme with a patch representation, "pixel_values" are float32 patches (B, N, D).
+    From a scheme with a patch representation, "pixel_values" are float32 patches (B, N, D); "labels" that are no
+    classes are float32 (B, names), NaN where they are unknown.
 
     Args:
         columns: where image and label are.
         read: from `reader`.
+        target: what labels are; None: the numbers of classes, as they stand there.
     """
 
-    def __init__(self, columns: Columns, read: Callable[[Sequence[Any]], torch.Tensor]):
-        self.columns, self.read = columns, read
+    def __init__(self, columns: Columns, read: Callable[[Sequence[Any]], torch.Tensor], target: Target | None = None):
+        self.columns, self.read, self.target = columns, read, target
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         batch = {"pixel_values": self.read([row[self.columns.image] for row in rows])}
-        if self.columns.label is not None:
-            batch["labels"] = torch.tensor([row[self.columns.label] for row in rows])
+        labels = [self.columns.value(row) for row in rows] if self.columns.labels else []
+        if self.target is not None:
+            labels = [self.target.read(label) for label in labels]
+        if labels:
+            kind = torch.float32 if isinstance(labels[0], np.ndarray) else torch.int64
+            batch["labels"] = torch.tensor(np.array(labels), dtype=kind)
         return batch
 
 
@@ -223,15 +267,10 @@ def undecoded(split: Dataset, columns: Columns) -> Dataset:
     Raises:
         DatasetError: it would still decode something: a list of images, say.
     """
-    split = split.select_columns([name for name in (columns.image, columns.label) if name])
+    split = split.select_columns([columns.image, *columns.labels])
     if isinstance(split.features[columns.image], Image):
         split = split.cast_column(columns.image, Image(decode=False))
     for name, feature in split.features.items():
         if require_decoding(feature):
             raise DatasetError(f"column {name!r} holds {feature}, not one image a row")
     return split
-
-
-def compute_accuracy(prediction: EvalPrediction) -> dict[str, float]:
-    """For `Trainer`: the share of images whose highest logit is the label's."""
-    return {"accuracy": float((np.asarray(prediction.predictions).argmax(-1) == prediction.label_ids).mean())}

@@ -1,4 +1,4 @@
-"""Accuracy of a trained model on a dataset, as an `evaluate.Metric`. Of a stranger's dataset, PNG bytes alone are read.
+"""Figures of a trained model on a dataset: those of `tasks`. Of a stranger's dataset, PNG bytes alone are read.
 
 `evaluate.evaluator("image-classification")` of evaluate 0.4.6 asks for `transformers.TFPreTrainedModel`, which
 transformers 5 no longer has, and `evaluate.load("accuracy")` fetches code at run time. So both are written here.
@@ -6,6 +6,7 @@ transformers 5 no longer has, and `evaluate.load("accuracy")` fetches code at ru
 
 import sys
 import time
+from collections.abc import Sequence
 from importlib.machinery import PathFinder
 from importlib.metadata import distribution
 from importlib.util import module_from_spec
@@ -13,17 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
+from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from hf_neuracrypt.data.batches import use_own_cores
-from hf_neuracrypt.errors import DatasetError, KeyMismatchError
+from hf_neuracrypt.data.targets import CLASSES, PROBABILITIES, Target, read_labels
+from hf_neuracrypt.errors import DatasetError, KeyMismatchError, printable
 from hf_neuracrypt.models.embeddings import side
 from hf_neuracrypt.models.load import load_classifier, load_model_config, model_records, one_line
 from hf_neuracrypt.training.data import Splits, load_splits, reader, sample, undecoded
 from hf_neuracrypt.training.progress import mistakes
+from hf_neuracrypt.training.tasks import figures, figures_of_each
 
 
 def _evaluate() -> Any:
@@ -72,7 +77,8 @@ def evaluate_model(
         plain: model and dataset are plain.
 
     Returns:
-        "accuracy", "samples", "seconds" (without loading), what was evaluated, by its last name, and "worst_classes".
+        The figures of `tasks.FIGURES`, "samples" (those with a label), "seconds" (without loading), what was evaluated,
+        by its last name, and "worst_classes", or the figures of "each" label or number.
 
     Raises:
         KeyMismatchError: see `any_key`.
@@ -82,33 +88,59 @@ def evaluate_model(
     splits = load_splits(dataset, plain)
     if not any_key:
         _check_keys(model, splits, dataset)
-    split = split or next((name for name in ("test", "validation", "val") if name in splits.data), None)
-    if split not in splits.data:
-        raise DatasetError(f"there is no split {split!r}: choose --split from {', '.join(splits.data)}")
-    data = sample(splits.data[split], max_samples, seed=0)
-    names, metric, config = splits.label_names, Accuracy(), load_model_config(model)
-    guesses: list[str] = []
+    split, data = _labelled(splits, split)
+    data = sample(data, max_samples, seed=0)
+    target, config, found = splits.to_learn, load_model_config(model), []
     use_own_cores()
     classifier, read = load_classifier(model), reader(splits.records, side(config, "image_size"))
     start = time.perf_counter()
     with tqdm(total=len(data), desc="Evaluating", unit=" images") as bar, one_line(model, "use"):
         for batch in undecoded(data, splits.columns).iter(batch_size):
-            answers = _labels(classifier, read(batch[splits.columns.image]))
-            guesses += answers
-            # A label the dataset does not know counts as wrong.
-            predictions = [names.index(answer) if answer in names else -1 for answer in answers]
-            metric.add_batch(references=batch[splits.columns.label], predictions=predictions)
-            bar.update(len(answers))
-    return {
-        "accuracy": metric.compute()["accuracy"],
-        "samples": len(data),
-        "seconds": round(time.perf_counter() - start, 3),
-        "model": Path(model).name,
-        "dataset": Path(dataset).name,
-        "split": split,
-        "key_ids": [record.key_id for record in splits.records],
-        "worst_classes": mistakes(names, data[splits.columns.label], guesses),
-    }
+            found.append(_logits(classifier, read(batch[splits.columns.image])))
+            bar.update(len(found[-1]))
+        answers = [str(dict[Any, str](classifier.config.id2label or {})[index]) for index in range(found[-1].shape[1])]
+    seconds = round(time.perf_counter() - start, 3)
+    logits, labels = np.concatenate(found), np.array(list(read_labels(data, splits.columns, target)))
+    compare = _classes if target.kind in (CLASSES, PROBABILITIES) else _each
+    measured, more = compare(target, logits, labels, answers)
+    about = {"model": Path(model).name, "dataset": Path(dataset).name, "split": split}
+    key_ids = [record.key_id for record in splits.records]
+    return measured | {"samples": len(data), "seconds": seconds} | about | {"key_ids": key_ids} | more
+
+
+def _labelled(splits: Splits, name: str | None) -> tuple[str, Dataset]:
+    """A split and its rows that have a label: that of the name, else the first of test and validation that has some."""
+    names = [name] if name else [each for each in ("test", "validation", "val") if each in splits.data]
+    if not names or names[0] not in splits.data:
+        raise DatasetError(f"there is no split {name!r}: choose --split from {', '.join(splits.data)}")
+    for each in names:
+        if len(rows := splits.labelled(each)):
+            return each, rows
+    raise DatasetError(f"no row of the split {names[0]} has a label: choose another --split")
+
+
+def _classes(
+    target: Target, logits: np.ndarray, labels: np.ndarray, answers: Sequence[str]
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Accuracy, by the names of classes: one that the dataset does not know counts as wrong. And the worst classes."""
+    names, guesses = list(target.names or ()), [answers[best] for best in logits.argmax(-1)]
+    truths = (labels if labels.ndim == 1 else labels.argmax(-1)).tolist()
+    predictions = [names.index(guess) if guess in names else -1 for guess in guesses]
+    measured = Accuracy().compute(predictions=predictions, references=truths)
+    return measured, {"worst_classes": mistakes(names, truths, guesses)}
+
+
+def _each(
+    target: Target, logits: np.ndarray, labels: np.ndarray, answers: Sequence[str]
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """The mean figures, and those of each label or number, by their names."""
+    names = list(target.names or ())
+    if missing := [name for name in names if name not in answers]:
+        raise DatasetError(f"the model answers nothing named {printable(missing[0])}, which the dataset has")
+    logits = logits[:, [answers.index(name) for name in names]]
+    rows = zip(names, (~np.isnan(labels)).sum(0).tolist(), figures_of_each(target.kind, logits, labels))
+    each = [{"label": name, "images": count} | row for name, count, row in rows]
+    return figures(target.kind, logits, labels), {"each": each}
 
 
 def _check_keys(model: str, splits: Splits, dataset: str) -> None:
@@ -123,6 +155,5 @@ def _check_keys(model: str, splits: Splits, dataset: str) -> None:
 
 
 @torch.inference_mode()
-def _labels(classifier: PreTrainedModel, pixel_values: torch.Tensor) -> list[str]:
-    config: Any = classifier.config
-    return [config.id2label[best] for best in classifier(pixel_values=pixel_values).logits.argmax(-1).tolist()]
+def _logits(classifier: PreTrainedModel, pixel_values: torch.Tensor) -> np.ndarray:
+    return classifier(pixel_values=pixel_values).logits.float().numpy()

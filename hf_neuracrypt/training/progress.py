@@ -13,20 +13,21 @@ from transformers.trainer_callback import ProgressCallback
 from hf_neuracrypt.training.data import Collator
 
 
-COLUMNS = ("epoch", "step", "training loss", "loss", "accuracy")
-
-
 class Table(ProgressCallback):
-    """A bar with the latest loss, and above it a row for each evaluation."""
+    """A bar with the latest loss, and above it a row for each evaluation, with the figures of these names."""
 
     loss: float | None = None
+
+    def __init__(self, figures: Sequence[str]):
+        super().__init__()
+        self.figures, self.columns = figures, ("epoch", "step", "training loss", "loss", *figures)
 
     def on_train_begin(self, args, state, control, **kwargs):
         super().on_train_begin(args, state, control, **kwargs)
         self.loss = None
         if self.training_bar is not None:
             self.training_bar.set_description("Training")
-            self.training_bar.write("  ".join(COLUMNS))
+            self.training_bar.write("  ".join(self.columns))
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if self.training_bar is None or not logs:
@@ -35,9 +36,10 @@ class Table(ProgressCallback):
         if self.loss is not None:
             self.training_bar.set_postfix(loss=f"{self.loss:.3g}")
         if "eval_loss" in logs:
-            values = (state.epoch or 0, state.global_step, self.loss, logs["eval_loss"], logs.get("eval_accuracy"))
+            values = [state.epoch or 0, state.global_step, self.loss, logs["eval_loss"]]
+            values += [logs.get(f"eval_{name}") for name in self.figures]
             texts = ("" if value is None else f"{value:.4g}" for value in values)
-            self.training_bar.write("  ".join(text.rjust(len(name)) for text, name in zip(texts, COLUMNS)))
+            self.training_bar.write("  ".join(text.rjust(len(name)) for text, name in zip(texts, self.columns)))
 
 
 def _duration(seconds: float) -> str:
@@ -51,7 +53,8 @@ def _duration(seconds: float) -> str:
 def ahead(model: PreTrainedModel, split: Dataset, collator: Collator, steps: int, args: TrainingArguments) -> str:
     """What a run will do, before it does: of which model and how many steps, and in one process how long it takes."""
     kind = "plain" if not model.config.neuracrypt else "encrypted"
-    text = f"{len(split):,} {kind} images of {model.config.num_labels} classes; a {model.config.model_type} of "
+    what = collator.target.describe() if collator.target else f"{model.config.num_labels} classes"
+    text = f"{len(split):,} {kind} images of {what}; a {model.config.model_type} of "
     text += f"{model.num_parameters():,} weights; {steps:,} steps of "
     each = args.train_batch_size * args.gradient_accumulation_steps
     if args.world_size > 1:

@@ -4,8 +4,7 @@ What each is worth is in model_cards/ablation.md. A flag that the user gives alw
 """
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 
 import torch
 from datasets import Dataset
@@ -15,6 +14,7 @@ from hf_neuracrypt import alignment
 from hf_neuracrypt.data.columns import Columns, find_columns
 from hf_neuracrypt.data.record import Record
 from hf_neuracrypt.data.sources import load_source, stored_record
+from hf_neuracrypt.data.targets import Target
 from hf_neuracrypt.errors import DatasetError, NeuraCryptError
 from hf_neuracrypt.models.embeddings import fold, patch_embedding, side
 from hf_neuracrypt.training.data import Collator, reader, undecoded
@@ -71,7 +71,13 @@ def optimizer_of(recipe: str, args: TrainingArguments, model: PreTrainedModel, p
 
 
 def aligned_start(
-    model: PreTrainedModel, split: Dataset, columns: Columns, records: Sequence[Record], public_images: str, seed: int
+    model: PreTrainedModel,
+    split: Dataset,
+    columns: Columns,
+    records: Sequence[Record],
+    public_images: str,
+    seed: int,
+    target: Target | None = None,
 ) -> bool:
     """Fold the map that `alignment` finds between ciphertexts and public images into the model's embeddings.
 
@@ -85,6 +91,7 @@ def aligned_start(
         records: of `split`: one.
         public_images: folder or Hub id of plain images of roughly the same kind; labels are not needed.
         seed: chooses the images, where there are more than are needed.
+        target: see `Collator`.
 
     Returns:
         Whether the map was kept.
@@ -98,10 +105,10 @@ def aligned_start(
         raise DatasetError(f"{public_images} is encrypted: --public_images are plain images that anybody may see")
     splits = load_source(public_images)
     public = splits["train"] if "train" in splits else next(iter(splits.values()))
-    public_columns = replace(find_columns(public.features, None, None), label=None)
+    public_columns = find_columns(public.features, None, ())
     size, patch_size = side(model.config, "image_size"), side(model.config, "patch_size")
     count = alignment.MAX_PATCHES // (size // patch_size) ** 2
-    cipher, labels = _images(split, Collator(columns, reader(records, size)), count, seed)
+    cipher, labels = _images(split, Collator(columns, reader(records, size), target), count, seed)
     plain, _ = _images(undecoded(public, public_columns), Collator(public_columns, reader([], size)), count, seed)
     found = alignment.align(cipher, plain, patch_size, seed)
     if labels is None:
@@ -125,24 +132,28 @@ def aligned_start(
 
 @torch.no_grad()
 def probe(model: PreTrainedModel, pixels: torch.Tensor, labels: torch.Tensor) -> float:
-    """How much the frozen model sees: the share of images whose label a ridge regression on what its head is given,
-    learned on three quarters of the images, tells of the others.
+    """How much the frozen model sees: what a ridge regression on what its head is given, learned on three quarters of
+    the images, tells of the labels of the others: the share of images whose class it is, else the variance explained.
 
     Args:
         model: with a `classifier`.
         pixels: float32 (B, 3, S, S) in [-1, 1].
-        labels: int64 (B,).
+        labels: int64 (B,), or float32 (B, names) with NaN for what is unknown.
     """
     x = torch.cat([head_inputs(model, part) for part in pixels.split(100)]).double()
-    x, y = x - x.mean(0), torch.nn.functional.one_hot(labels).double()
-    fold, right = torch.arange(len(x)) % 4, 0
+    classes = labels.ndim == 1
+    x, y = x - x.mean(0), torch.nn.functional.one_hot(labels).double() if classes else labels.double()
+    y = torch.where(y.isnan(), y.nanmean(0).nan_to_num(), y)
+    fold, right, wrong = torch.arange(len(x)) % 4, 0, 0.0
     for held in range(4):
         known, mean = x[fold != held], y[fold != held].mean(0)
         gram = known.T @ known
         gram += 0.1 * gram.diagonal().mean() * torch.eye(len(gram))
         weights = torch.linalg.solve(gram, known.T @ (y[fold != held] - mean))
-        right += int(((x[fold == held] @ weights + mean).argmax(1) == labels[fold == held]).sum())
-    return right / len(x)
+        told, truths = x[fold == held] @ weights + mean, y[fold == held]
+        right += int((told.argmax(1) == truths.argmax(1)).sum())
+        wrong += float((told - truths).square().sum())
+    return right / len(x) if classes else 1 - wrong / float((y - y.mean(0)).square().sum().clamp(min=1e-9))
 
 
 @torch.no_grad()
@@ -164,28 +175,5 @@ def _images(split: Dataset, collator: Collator, count: int, seed: int) -> tuple[
     if not parts:
         raise NeuraCryptError("there are no images to align")
     batches = [collator(list(part)) for part in parts]
-    labels = torch.cat([batch["labels"] for batch in batches]) if collator.columns.label else None
+    labels = torch.cat([batch["labels"] for batch in batches]) if collator.columns.labels else None
     return torch.cat([batch["pixel_values"] for batch in batches]), labels
-
-
-def loss_of(weight: torch.Tensor | None = None, smoothing: float = 0.0) -> Callable:
-    """For `Trainer(compute_loss_func=…)`: cross-entropy, the same for every model, whatever its own loss would be.
-
-    Args:
-        weight: of each class.
-        smoothing: of labels.
-    """
-
-    def loss(outputs, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None) -> torch.Tensor:
-        logits, weights = outputs["logits"].float(), None if weight is None else weight.to(labels.device)
-        each = torch.nn.functional.cross_entropy(logits, labels, weights, reduction="none", label_smoothing=smoothing)
-        # With gradient accumulation, Trainer says how many images the whole step has.
-        return each.mean() if num_items_in_batch is None else each.sum() / num_items_in_batch
-
-    return loss
-
-
-def balanced(labels: list[int], classes: int) -> torch.Tensor:
-    """Weights of classes by which each counts the same, however rare; of one without images: 0."""
-    counts = torch.bincount(torch.tensor(labels), minlength=classes).float()
-    return torch.where(counts > 0, len(labels) / (counts.count_nonzero() * counts.clamp(min=1)), 0)

@@ -29,6 +29,7 @@ from hf_neuracrypt.hub import hub_errors
 from hf_neuracrypt.models.load import load_model_config, model_records
 from hf_neuracrypt.publish.cards import model_card
 from hf_neuracrypt.publish.guard import CHECKPOINT_FILES, MODEL_FILES, Guard, find_key_file
+from hf_neuracrypt.training.tasks import ALL_FIGURES
 
 
 NOT_UPLOADED = ("_*", "checkpoint-*", ".cache", ".git")  # what Trainer's `upload_folder` passes over
@@ -99,7 +100,7 @@ class PublishingTrainer(Trainer):
         if not self.is_world_process_zero():
             return
         last = next((entry for entry in reversed(self.state.log_history) if "eval_loss" in entry), {})
-        results = {metric: last[f"eval_{metric}"] for metric in ("accuracy", "loss") if f"eval_{metric}" in last}
+        results = {metric: last[f"eval_{metric}"] for metric in (*ALL_FIGURES, "loss") if f"eval_{metric}" in last}
         text = model_card(
             self.records,
             self._stock_model.config.model_type,
@@ -110,6 +111,7 @@ class PublishingTrainer(Trainer):
             last.get("epoch", self.state.epoch or 0.0),
             self.dataset_ids,
             self.base_model,
+            self._stock_model.config.problem_type,
         )
         output = self._output
         self._finish_current_push()  # or the upload that is under way would find the card half-written

@@ -88,7 +88,7 @@ def read_images(sources: Sequence[object], config: SchemeConfig) -> torch.Tensor
 def read_rows(rows: Dataset, config: SchemeConfig) -> tuple[torch.Tensor, torch.Tensor]:
     """The images of a dataset, uint8 (B, 3, S, S), and their labels, int64 (B,)."""
     columns = find_columns(rows.features, None, None)
-    return read_images(rows[columns.image], config), torch.tensor(rows[columns.label])
+    return read_images(rows[columns.image], config), torch.tensor(rows[columns.labels[0]])
 
 
 def encrypted(encoder: Encoder, images: torch.Tensor) -> torch.Tensor:

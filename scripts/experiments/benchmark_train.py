@@ -34,7 +34,7 @@ MODELS = {  # width, layers, heads
     "ViT-Tiny": (192, 12, 3),
     "ViT-B/16": (768, 12, 12),
 }
-COLUMNS = Columns("image", "label", ())
+COLUMNS = Columns("image", ("label",))
 
 
 class UsualCollator:

@@ -38,6 +38,7 @@ from transformers.trainer_callback import PrinterCallback
 from hf_neuracrypt import SecretKey, load_encoder
 from hf_neuracrypt.data.places import atomic_write
 from hf_neuracrypt.data.record import Record
+from hf_neuracrypt.data.targets import CLASSES
 from hf_neuracrypt.encoders.base import Encoder
 from hf_neuracrypt.encoders.blockwise import ViTBlockwise
 from hf_neuracrypt.errors import NeuraCryptError, one_line_errors
@@ -45,8 +46,8 @@ from hf_neuracrypt.models import AdaptNetShakeDropConfig, ShakeDropConfig
 from hf_neuracrypt.models.embeddings import adapt
 from hf_neuracrypt.models.load import load_model, load_model_config
 from hf_neuracrypt.schemes import make_config
-from hf_neuracrypt.training.data import compute_accuracy
 from hf_neuracrypt.training.recipes import optimizer_of
+from hf_neuracrypt.training.tasks import metrics_of
 
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -159,7 +160,7 @@ def run(row: Row, budget: Budget, data: dict[str, Dataset], name: str | None, se
             model=learner,
             train_dataset=data["train"].with_transform(Prepare(size, recipe.augment)),
             eval_dataset=test,
-            compute_metrics=compute_accuracy,
+            compute_metrics=metrics_of(CLASSES),
             callbacks=[Progress(bar)],
             optimizers=optimizer_and_schedule(recipe, model, name is not None),
             args=TrainingArguments(

@@ -28,7 +28,7 @@ def load_data(name: str, source: str | None, budget: Budget) -> dict[str, Datase
     else:
         splits = load_source(source or HUB[name])
     columns = find_columns(splits["train"].features, None, None)
-    names = {name: new for name, new in ((columns.image, "image"), (columns.label, "label")) if name != new}
+    names = {name: new for name, new in ((columns.image, "image"), (columns.labels[0], "label")) if name != new}
     return {
         split: splits[split].rename_columns(names).select(range(min(count or len(splits[split]), len(splits[split]))))
         for split, count in (("train", budget.train), ("test", budget.test))

@@ -207,19 +207,19 @@ def test_labels_of_numpy_and_torch(small_encoder):
     encrypted = encrypt_dataset(IterableDataset.from_generator(rows), small_encoder)
     assert [row["label"] for row in encrypted] == [1, 0, 2]
     plan = make_plan({"train": make_dataset(3)}, small_encoder)
-    for bad in (True, 1.0, None, np.float32(1)):
+    for bad in (True, 1.0, np.float32(1)):
         with pytest.raises(DatasetError, match="not a whole number"):
             plan.labels.encode(bad)
 
 
 @pytest.mark.parametrize(
     "features, label",
-    [(Value("float32"), 0.5), (List(ClassLabel(names=["a", "b"])), [0]), (ClassLabel(names=["a"]), -1)],
+    [(List(Value("int64")), [0]), (Value("bool"), True), (ClassLabel(names=["a"]), -1)],
 )
 def test_labels_that_are_no_classes_say_what_to_do(features, label, small_encoder):
     features = Features({"image": Image(), "label": features})
     storage = {"image": [make_images(1, 20)[0]], "label": [label]}
-    with pytest.raises(DatasetError, match="remove"):
+    with pytest.raises(DatasetError, match="--no-labels"):
         encrypt_dataset(Dataset.from_dict(storage, features=features), small_encoder)
 
 

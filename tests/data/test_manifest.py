@@ -35,7 +35,8 @@ def test_layout_and_content(finished, small_encoder):
     assert isinstance(loaded, DatasetDict)
     assert {name: len(split) for name, split in loaded.items()} == {"train": 240, "test": 100}
     assert loaded["train"].split == "train" and loaded["train"]["label"] == SPLITS["train"]["label"]
-    whole = make_plan(SPLITS, small_encoder).apply(SPLITS["train"])
+    plan = make_plan(SPLITS, small_encoder)
+    whole = plan.apply("train", SPLITS["train"], plan.rows("train"))
     for row, expected in zip(loaded["train"], whole):
         np.testing.assert_array_equal(np.asarray(row["image"]), np.asarray(expected["image"]))
     assert [record.key_id for record in records_of(loaded)] == [small_encoder.key.id]

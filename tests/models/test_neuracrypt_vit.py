@@ -20,7 +20,8 @@ from hf_neuracrypt.errors import ConfigError, NeuraCryptError
 from hf_neuracrypt.models import NeuraCryptViTForImageClassification
 from hf_neuracrypt.models.load import load_model
 from hf_neuracrypt.schemes import make_config
-from hf_neuracrypt.training.data import Collator, checked_records, compute_accuracy, load_splits, reader
+from hf_neuracrypt.training.data import Collator, checked_records, load_splits, reader
+from hf_neuracrypt.training.tasks import metrics_of
 from tests.helpers import KEY_ID, SMALL, TINY_VIT, command, make_dataset
 
 
@@ -87,7 +88,7 @@ def test_encrypt_train_predict(key_file, vit_config, tmp_path):
     model = load_model(None, str(vit_config), splits.label_names, 32, [record])
     trainer = Trainer(
         model=model, train_dataset=splits.data["train"], eval_dataset=splits.data["test"],
-        data_collator=Collator(splits.columns, reader(splits.records, 32)), compute_metrics=compute_accuracy,
+        data_collator=Collator(splits.columns, reader(splits.records, 32)), compute_metrics=metrics_of("classes"),
         args=TrainingArguments(str(tmp_path / "run"), num_train_epochs=12, per_device_train_batch_size=12, seed=1,
                                learning_rate=5e-3, report_to="none", save_strategy="no", disable_tqdm=True,
                                remove_unused_columns=False, use_cpu=True, dataloader_pin_memory=False),

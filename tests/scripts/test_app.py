@@ -95,6 +95,18 @@ def test_the_answer_is_that_of_predict(owner, work):
     assert not np.array_equal(other, encrypted)
 
 
+@pytest.mark.parametrize("score, said", [(63.25, "63.25"), (-0.5, "-0.5")])
+def test_a_predicted_number_is_no_share(score, said, owner, app):
+    def classify(stored, top_k):
+        return [[{"label": "age", "score": score}]]
+
+    classify.gives_numbers = True
+    html = replace(owner, classifier=replace(owner.classifier, classify=classify)).ask(
+        owner.examples[0], wrong_key=False
+    )
+    assert f"<span>{said}</span>" in html and "width: 0.0%" in html
+
+
 def test_the_attacker_knows_no_pair_of_the_picture(owner):
     """A picture from the examples is reconstructed no better than if it had never been there."""
     html = owner.attack(owner.examples[5])

@@ -3,12 +3,13 @@
 import dataclasses
 import io
 import json
+import logging
 import shutil
 
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset, DatasetDict, Features, Image, List, concatenate_datasets, load_from_disk
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, concatenate_datasets, load_from_disk
 from pyarrow import parquet
 from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, ViTConfig, ViTForImageClassification
@@ -250,6 +251,35 @@ def test_weights_are_trained_in_float32_and_the_base_config_decides_nothing(stor
     model = load_model(str(tmp_path), None, ["a", "b"], 32, [Record(SMALL, small_encoder.key.id)])
     assert {weight.dtype for weight in model.parameters()} == {torch.float32} and model.config.dtype == torch.float32
     assert set(model(pixel_values=torch.zeros(1, 3, 32, 32))) == {"logits"}
+
+
+@pytest.mark.parametrize("test", [[-1] * 6, None])
+def test_rows_without_a_label_are_not_learned_and_a_test_split_without_any_is_passed_over(test, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    splits = DatasetDict({"train": make_dataset(30), "test": make_dataset(6).remove_columns("label")})
+    labels = [-1, *splits["train"]["label"][1:]]
+    kind = splits["train"].features["label"]
+    splits["train"] = splits["train"].remove_columns("label").add_column("label", labels).cast_column("label", kind)
+    if test:
+        splits["test"] = splits["test"].add_column("label", test).cast_column("label", kind)
+    splits.save_to_disk(str(tmp_path / "plain"))
+    loaded = load_splits(str(tmp_path / "plain"), plain=True)
+    train, held_out = choose_splits(loaded, 0.2, seed=0)
+    assert (
+        len(train) + len(held_out) == 29 and len(held_out) in (5, 6) and -1 not in [*train["label"], *held_out["label"]]
+    )
+    assert "6 of 6 rows of the split test have no label" in caplog.text
+    labelled = loaded.labelled("train")
+    assert len(labelled) == 29 and "1 of 30 rows of the split train" in caplog.text
+
+
+def test_labels_of_a_stranger_are_looked_at_before_training(tmp_path):
+    features = Features({"image": Image(), "label": List(ClassLabel(names=["a", "b"]))})
+    rows = {"image": list(make_dataset(2)["img"]), "label": [[0], [1, 1]]}
+    Dataset.from_dict(rows, features=features).save_to_disk(str(tmp_path / "plain"))
+    splits = load_splits(str(tmp_path / "plain"), plain=True)
+    with pytest.raises(DatasetError, match="row 1: a label is twice in one list"):
+        choose_splits(splits, 0.5, seed=0)
 
 
 def test_a_sample_is_of_the_whole_split():

@@ -15,7 +15,7 @@ from transformers import TrainingArguments, ViTConfig, ViTForImageClassification
 from hf_neuracrypt.data.dataset import make_plan
 from hf_neuracrypt.jobs.job import Job
 from hf_neuracrypt.jobs.run import run
-from hf_neuracrypt.training import recipes
+from hf_neuracrypt.training import recipes, tasks
 from hf_neuracrypt.training.data import load_splits, undecoded
 from tests.helpers import TINY_VIT, assert_one_line_error, command, load_script, make_dataset
 
@@ -104,7 +104,7 @@ def test_the_optimiser_of_each_recipe(tmp_path):
 
 def test_rare_classes_count_as_much_as_frequent_ones():
     labels = torch.tensor([0, 0, 0, 1])
-    loss = recipes.loss_of(recipes.balanced(labels.tolist(), 3))
+    loss = tasks.loss_of("classes", tasks.balanced(labels.tolist(), 3))
     logits = torch.tensor([[2.0, 0, 0]] * 4)
     each = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
     expected = (each[0] + each[3]) / 2  # the mean of the classes' means
