@@ -4,6 +4,7 @@ Arrays are channels first, (3, S, S), here and everywhere else.
 
 prepare.py  an image, ready to be encrypted, and views of it
 read.py     files and what else people have -> a PIL image; that -> RGB
+jpeg.py     JPEG files, faster than Pillow reads them
 dicom.py    a DICOM file -> 8-bit pixels, as a viewer shows them
 arrays.py   arrays -> images, by the range of their dtype
 png.py      the PNG files of ciphertexts

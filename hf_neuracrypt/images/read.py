@@ -19,7 +19,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageColor, UnidentifiedImageError
 
 from hf_neuracrypt.errors import ImageError, without_warnings
-from hf_neuracrypt.images import dicom
+from hf_neuracrypt.images import dicom, jpeg
 from hf_neuracrypt.images.arrays import MAX_PIXELS, from_array, scale_to_8_bits
 
 
@@ -120,7 +120,7 @@ def open_image(source: object, window: str = "", burned_in: bool = False) -> Ima
         if dicom.is_dicom(content[:132]):
             frame = source.get("frame") if isinstance(source, dict) else None
             return Image.fromarray(dicom.decode(content, window, burned_in, frame or 0))
-        image = _decode(content)
+        image = jpeg.with_pixels(_decode(content), content)
     _check_kind(image)
     _load(image)
     return image
