@@ -5,4 +5,5 @@ recipes.py   defaults of `scripts/train.py` by name; the aligned start
 trainer.py   the `Trainer` that publishes with our card, through the guard
 metrics.py   accuracy without a download
 progress.py  what a run says of itself
+tracking.py  what trackers are told of it
 """
