@@ -31,7 +31,7 @@ import yaml
 from accelerate.state import PartialState
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
-from transformers import EarlyStoppingCallback, HfArgumentParser, ProgressCallback, TrainingArguments, set_seed
+from transformers import EarlyStoppingCallback, HfArgumentParser, ProgressCallback, set_seed
 from transformers.utils import logging as transformers_logging
 
 from hf_neuracrypt.data.batches import use_own_cores
@@ -51,6 +51,7 @@ from hf_neuracrypt.training.data import (
 from hf_neuracrypt.training.progress import Table, ahead
 from hf_neuracrypt.training.recipes import RECIPES, aligned_start, optimizer_of
 from hf_neuracrypt.training.tasks import ALL_FIGURES, FIGURES, PROBLEM_TYPES, balanced, loss_of, metrics_of, settle
+from hf_neuracrypt.training.tracking import RunArguments, settle_trackers
 from hf_neuracrypt.training.trainer import PublishingTrainer, check_output, find_checkpoint, steps_of
 
 
@@ -92,7 +93,7 @@ class DataArguments:
     image_size: int | None = field(default=None, metadata={"help": "With --plain: pixels; default: the model's."})
 
 
-def main(model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments) -> dict[str, float]:
+def main(model_args: ModelArguments, data_args: DataArguments, training_args: RunArguments) -> dict[str, float]:
     """Train, save, evaluate; returns the last metrics."""
     check(model_args, data_args, training_args)
     pretrained, public_images = model_args.model_name_or_path, model_args.public_images
@@ -150,7 +151,7 @@ def main(model_args: ModelArguments, data_args: DataArguments, training_args: Tr
     trainer.save_model()
     trainer.save_state()
     trainer.save_metrics("train", result.metrics)
-    metrics = trainer.evaluate()
+    metrics = trainer.final_metrics()
     trainer.save_metrics("eval", metrics)
     if training_args.push_to_hub:
         trainer.push_to_hub()
@@ -161,7 +162,7 @@ def main(model_args: ModelArguments, data_args: DataArguments, training_args: Tr
     return metrics
 
 
-def check(model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments) -> None:
+def check(model_args: ModelArguments, data_args: DataArguments, training_args: RunArguments) -> None:
     """Refuse what cannot be meant, before anything is loaded. Raises NeuraCryptError."""
     pretrained = model_args.model_name_or_path
     if not (pretrained or model_args.config_name):
@@ -172,8 +173,7 @@ def check(model_args: ModelArguments, data_args: DataArguments, training_args: T
         raise NeuraCryptError("this script trains: scripts/evaluate.py evaluates a model (leave --do_train False out)")
     if training_args.batch_eval_metrics:
         raise NeuraCryptError("leave --batch_eval_metrics out: accuracy is of all images at once")
-    if "trackio" in (training_args.report_to or []) and training_args.hub_private_repo is False:
-        raise NeuraCryptError("trackio would show the run to everybody: leave --hub_private_repo False out, or trackio")
+    settle_trackers(training_args)
     check_output(str(training_args.output_dir), training_args.hub_token)
 
 
@@ -233,9 +233,9 @@ class Parser(HfArgumentParser):
         fail(f"{message} (see --help)", 2)
 
 
-def parse(arguments: list[str]) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
+def parse(arguments: list[str]) -> tuple[ModelArguments, DataArguments, RunArguments]:
     """Flags, or one file of flags."""
-    parts: Any = (ModelArguments, DataArguments, TrainingArguments)
+    parts: Any = (ModelArguments, DataArguments, RunArguments)
     usage = "%(prog)s --dataset_name … --model_name_or_path … --output_dir … [any flag below]"
     parser = Parser(parts, description=__doc__, formatter_class=Help, usage=usage)
     if {"-h", "--help"} & set(arguments):

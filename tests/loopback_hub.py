@@ -141,7 +141,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.hub.blobs[found[1]] = self.body
             return 200, {}, {}
         patterns = (
-            (r"/api/(dataset|model)s/([^/]+/[^/]+)(?:/(\w[\w-]*)(?:/([^/]+)(?:/(.*))?)?)?", True),
+            (r"/api/(dataset|model|space|bucket)s/([^/]+/[^/]+)(?:/(\w[\w-]*)(?:/([^/]+)(?:/(.*))?)?)?", True),
             (r"/(datasets/)?([^/]+/[^/]+?)(?:\.git)?/(info|resolve)/([^/]+)/(.*)", False),
         )
         for pattern, api in patterns:
@@ -183,6 +183,7 @@ class _Handler(BaseHTTPRequestHandler):
         sha, files = found
         if what in ("", "revision"):
             info = {"id": name, "sha": sha, "private": repo.private, "gated": repo.gated, "tags": [], "downloads": 0}
+            info |= {"createdAt": "2026-01-01T00:00:00.000Z", "size": 0, "totalFiles": len(files)}
             return 200, info | {"siblings": [{"rfilename": file} for file in files]}, {}
         if what == "tree":
             return self._tree(files, rest)

@@ -3,11 +3,15 @@
 import ast
 import re
 import subprocess
+import sys
 import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from hf_neuracrypt import SecretKey, __version__
 from tests.helpers import ROOT
@@ -67,6 +71,46 @@ def test_ci_runs_the_same_script_on_three_pythons_and_pinned_actions():
     assert {"run": "bash .ci/run"} in job["steps"] and job["strategy"]["matrix"]["python"] == ["3.11", "3.12", "3.13"]
     used = re.findall(r"uses: (\S+)", text) + re.findall(r"\bghcr\.io/\S+", text)
     assert used and all(re.search(r"@(sha256:)?[0-9a-f]{40,64}$", each) for each in used)
+
+
+def requirements() -> list[Requirement]:
+    """Of the package, its extras and its developers."""
+    project = PROJECT["project"]
+    lists = [
+        project["dependencies"],
+        *project["optional-dependencies"].values(),
+        *PROJECT["dependency-groups"].values(),
+    ]
+    return [Requirement(line) for each in lists for line in each]
+
+
+def test_ci_runs_the_lowest_and_the_newest_versions():
+    """Each dependency has a floor, which `uv` can install exactly; the versions of CI's main job lie above it."""
+    steps = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"]["versions"]
+    matrix = {entry["resolution"]: entry["python"] for entry in steps["strategy"]["matrix"]["include"]}
+    assert matrix == {"lowest-direct": "3.11", "highest": "3.13"}
+    lines = [Requirement(line.split("#")[0]) for line in (ROOT / "tests" / "constraints.txt").read_text().splitlines()
+             if "==" in line and line[0] != "#"]  # fmt: skip
+    pinned = {canonicalize_name(line.name): str(line.specifier).removeprefix("==") for line in lines}
+    for requirement in requirements():
+        assert [each.operator for each in requirement.specifier] == [">="], f"{requirement} has no floor"
+        name = canonicalize_name(requirement.name)
+        assert name == "peft" or requirement.specifier.contains(pinned[name]), f"{requirement}, CI runs {pinned[name]}"
+    floors = {(canonicalize_name(each.name), str(each.specifier)) for each in requirements()}
+    assert len(floors) == len({name for name, _ in floors}), "one package has two floors"
+
+
+def test_every_import_is_of_a_dependency():
+    """Not of what another package happens to bring."""
+    declared = {canonicalize_name(each.name) for each in requirements()}
+    packages = packages_distributions()
+    for file in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            found = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            found += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            for name in {each.split(".")[0] for each in found} - sys.stdlib_module_names - {"hf_neuracrypt"}:
+                brought = {canonicalize_name(each) for each in packages.get(name, [name])}
+                assert brought & declared, f"{file.name} imports {name}, of which pyproject.toml says nothing"
 
 
 def test_the_top_level_is_what_it_was():

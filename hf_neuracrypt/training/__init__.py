@@ -6,4 +6,5 @@ trainer.py   the `Trainer` that publishes with our card, through the guard
 tasks.py     loss and figures of each kind of label
 metrics.py   evaluation of a trained model
 progress.py  what a run says of itself
+tracking.py  what trackers are told of it
 """

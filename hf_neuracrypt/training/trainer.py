@@ -48,8 +48,7 @@ class PublishingTrainer(Trainer):
     Raises:
         LeakError: a key file lies in the output folder, or an access token would be published.
         HubError: the repository cannot be made, or is public although that was not asked for.
-        NeuraCryptError: FSDP of another kind than `scripts/accelerate/fsdp.yaml` says; what Trainer refuses, such as
-            reports to a tracker that is not installed.
+        NeuraCryptError: FSDP of another kind than `scripts/accelerate/fsdp.yaml` says; whatever Trainer refuses.
     """
 
     def __init__(
@@ -60,6 +59,7 @@ class PublishingTrainer(Trainer):
             super().__init__(*args, **options)
         except (ImportError, RuntimeError, ValueError) as error:
             raise NeuraCryptError(first_line(error)) from None
+        self._stock_model.config.name_or_path = base_model or ""  # trackers log it: no path
         if self.is_fsdp_enabled:
             settle_sharding(self.accelerator.state.fsdp_plugin, self._stock_model)
 
@@ -95,11 +95,21 @@ class PublishingTrainer(Trainer):
         asked = [each for each in self.callback_handler.callbacks if isinstance(each, EarlyStoppingCallback)]
         return any(saved.get("early_stopping_patience_counter", 0) >= each.early_stopping_patience for each in asked)
 
+    def final_metrics(self) -> dict[str, float]:
+        """Of the model as training left it; evaluated once more only if the last step was not, or is not what is kept.
+
+        Trackers end their run with training: what is logged later would be of another.
+        """
+        last = self._last_evaluation
+        if last.pop("step", None) != self.state.global_step or self.args.load_best_model_at_end:
+            return self.evaluate()
+        return last
+
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Write our README.md into the output folder; before an upload, look at everything that would go."""
         if not self.is_world_process_zero():
             return
-        last = next((entry for entry in reversed(self.state.log_history) if "eval_loss" in entry), {})
+        last = self._last_evaluation
         results = {metric: last[f"eval_{metric}"] for metric in (*ALL_FIGURES, "loss") if f"eval_{metric}" in last}
         text = model_card(
             self.records,
@@ -114,7 +124,8 @@ class PublishingTrainer(Trainer):
             self._stock_model.config.problem_type,
         )
         output = self._output
-        self._finish_current_push()  # or the upload that is under way would find the card half-written
+        if (upload := getattr(self, "push_in_progress", None)) is not None:
+            upload.wait_until_done()  # or it would find the card half-written
         (output / "README.md").write_text(text, encoding="utf-8")
         if self.args.push_to_hub:
             Guard(tokens=[get_token()]).check_folder(output, MODEL_FILES, NOT_UPLOADED)
@@ -151,6 +162,10 @@ class PublishingTrainer(Trainer):
         model = self._stock_model
         saved = type(model).from_pretrained(checkpoint, trust_remote_code=False, use_safetensors=True)
         model.load_state_dict(saved.state_dict())
+
+    @property
+    def _last_evaluation(self) -> dict[str, float]:
+        return dict(next((entry for entry in reversed(self.state.log_history) if "eval_loss" in entry), {}))
 
     @property
     def _stock_model(self) -> PreTrainedModel:

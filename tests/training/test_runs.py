@@ -77,7 +77,6 @@ def test_two_small_batches_are_one_large_batch(name, train, tmp_path):
         (("--batch_eval_metrics", "True"), "leave --batch_eval_metrics out"),
         (("--report_to", "comet_ml"), "comet"),
         (("--report_to", "nonesuch"), "nonesuch is not supported"),
-        (("--report_to", "trackio", "--hub_private_repo", "False"), "show the run to everybody"),
         (("--load_best_model_at_end", "True", "--metric_for_best_model", "f1"), "loss or accuracy"),
     ],
 )
