@@ -95,7 +95,7 @@ def encrypted(encoder: Encoder, images: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(encrypt_all(encoder.encrypt, images.numpy()))
 
 
-def rounded(images: torch.Tensor, bits: int) -> torch.Tensor:
+def rounded(images: Any, bits: int) -> Any:
     """uint8 with so many leading bits of each value kept, the others those of the middle between two such values."""
     lost = 8 - bits
     return images if lost == 0 else images >> lost << lost | 1 << (lost - 1)

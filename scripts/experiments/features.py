@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from fine_tune import autocast, to_float
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV
+from sklearn.model_selection import GridSearchCV, KFold
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -40,8 +40,8 @@ def at_home(
     """
     known, asked = features_of(model, images), features_of(model, test)
     linear = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500))
-    linear = GridSearchCV(linear, {"logisticregression__C": STRENGTHS}, cv=3)
-    nearest = KNeighborsClassifier(NEIGHBOURS, weights="distance", metric="cosine")
+    linear = GridSearchCV(linear, {"logisticregression__C": STRENGTHS}, cv=KFold(3, shuffle=True, random_state=0))
+    nearest = KNeighborsClassifier(min(NEIGHBOURS, len(known)), weights="distance", metric="cosine")
     return {
         name: round(float(head.fit(known, labels.numpy()).score(asked, test_labels.numpy())), 4)
         for name, head in (("linear", linear), ("neighbours", nearest))

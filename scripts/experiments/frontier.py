@@ -9,6 +9,7 @@ after a short training on the first images: it tells what an option costs, not w
 file already holds are not measured again. The options that Color-NeuraCrypt does not have are added here, around the
 encoder:
 
+bits       the low bits of each byte of a ciphertext are dropped, which makes it smaller to send
 noise      a normal error on each byte of a ciphertext, new for each image
 blocks     the patches of all ciphertexts change places, alike; the attacker first solves the jigsaw
 positions  the values of each plain patch change places and signs, by a key of that position, before the network
@@ -24,12 +25,12 @@ from typing import Any
 import charts
 import numpy as np
 import torch
-from ablate import Row, accuracy, fine_tune, read_rows
+from ablate import Row, accuracy, fine_tune, read_rows, rounded
 from photos import crops
 from tqdm.auto import tqdm
 
 from hf_neuracrypt import SecretKey, load_encoder
-from hf_neuracrypt.audit.ciphertext import thumbnail
+from hf_neuracrypt.audit.ciphertext import compressed, thumbnail
 from hf_neuracrypt.audit.known import GAIN_DB, hold_out, known_plaintext, quality, ridge
 from hf_neuracrypt.audit.matching import matching
 from hf_neuracrypt.audit.pairs import Pairs, cut, join
@@ -54,6 +55,7 @@ class Variant:
     title: str
     scheme: str = "color-neuracrypt"
     options: dict[str, Any] = field(default_factory=dict)
+    bits: int = 8  # of each byte of a ciphertext that are kept, the leading ones
     noise: float = 0.0  # standard deviation, in grey levels of the ciphertext
     blocks: bool = False
     positions: bool = False
@@ -67,6 +69,7 @@ VARIANTS = [
     Variant("depth 4 (default)", learn=True),
     *(Variant(f"depth {d}", options={"depth": d}, learn=d in (0, 16)) for d in (0, 1, 2, 8, 16)),
     Variant("width 2048", options={"width": 2048}, learn=True),
+    *(Variant(f"{bits} bits kept", bits=bits) for bits in (7, 6, 5, 4)),
     *(Variant(f"noise {n}", noise=n, learn=n != 8) for n in (8, 16, 32)),
     Variant("blocks", blocks=True, learn=True),
     Variant("positions", positions=True, learn=True),
@@ -96,6 +99,7 @@ def make_encrypt(variant: Variant, size: int) -> tuple[SchemeConfig, Encrypt, np
         if variant.positions:
             images = join(np.take_along_axis(cut(images, PATCH), moves[None], 2) ^ signs, size)
         found = encrypt_all(encoder.encrypt_in_place, images)
+        found = rounded(found, variant.bits)
         if variant.noise:
             noise = generator.normal(0, variant.noise, found.shape).astype(np.float32)
             found = (found + noise).round().clip(0, 255).astype(np.uint8)
@@ -126,6 +130,8 @@ def leakage(variant: Variant, images: np.ndarray) -> dict[str, float | None]:
         found[f"psnr_{count}"] = max(guesses)
     enough = (count for count in counts if found[f"psnr_{count}"] >= found["mean_image_psnr"] + GAIN_DB)
     found["pairs_for_3_db"] = next(enough, None)
+    if variant.bits < 8:
+        found["compressed"] = compressed(pairs.encrypted)
     if not config.tile_name:  # each pixel by itself
         found["recovered"] = candidates(pairs)[0].figures["recovered"]
     return {name: round(value, 4) if isinstance(value, float) else value for name, value in found.items()}

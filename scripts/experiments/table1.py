@@ -27,6 +27,7 @@ import numpy as np
 import torch
 import transformers
 from datasets import Dataset
+from features import at_home
 from table1_data import HUB, Prepare, load_data
 from table1_report import report
 from table1_rows import BUDGETS, ROWS, Budget, Recipe, Row
@@ -153,6 +154,9 @@ def run(row: Row, budget: Budget, data: dict[str, Dataset], name: str | None, se
     set_seed(seed)
     encoder = encoder_of(row, budget, SecretKey.generate(), width)
     model = new_model(row, budget, name, data["train"].features["label"].names, encoder)
+    if row.frozen:
+        bar.update(recipe.steps)
+        return at_home_row(model, data, size) | {"seconds": round(time.perf_counter() - start)}
     learner, test = OnCiphertexts(model, encoder), data["test"].with_transform(Prepare(size))
     device_batch = min(recipe.batch_size, DEVICE_BATCH)
     with tempfile.TemporaryDirectory() as folder:
@@ -181,6 +185,17 @@ def run(row: Row, budget: Budget, data: dict[str, Dataset], name: str | None, se
             learner.encoder = encoder_of(row, budget, SecretKey.generate(), width)
             result["wrong_key"] = 100 * trainer.evaluate()["eval_accuracy"]
     return result | {"parameters": model.num_parameters(), "seconds": round(time.perf_counter() - start)}
+
+
+def at_home_row(model: PreTrainedModel, data: dict[str, Dataset], size: int) -> dict[str, Any]:
+    """The frozen model's features of plain images, and a linear head on them."""
+    sides = []
+    for split in ("train", "test"):
+        images = data[split].with_transform(Prepare(size))[:]["images"]
+        sides += [torch.from_numpy(np.stack(images)), torch.tensor(data[split]["label"])]
+    accuracy = 100 * at_home(model, *sides)["linear"]
+    result = {"accuracy": accuracy, "best_on_test": accuracy} | dict.fromkeys(("wrong_key", "neighbours"))
+    return result | {"parameters": model.num_parameters()}
 
 
 def neighbours(encoder: Encoder, images: torch.Tensor) -> float:

@@ -18,6 +18,7 @@ class Row:
         adapted: the owner permutes the model's embeddings with the key, which gives the cipher away.
         published: accuracy in per cent by dataset.
         source: of the published figures.
+        frozen: the owner computes features with the pre-trained model, and trains nothing but a linear head on them.
     """
 
     scheme: str | None
@@ -26,10 +27,12 @@ class Row:
     adapted: bool = False
     published: dict[str, float] = field(default_factory=dict)
     source: str = ""
+    frozen: bool = False
 
 
 ROWS = {
     "plain-vit": Row(None, "vit", published={"cifar10": 99.10, "mnist": 99.71}, source=QI),
+    "features-at-home": Row(None, "vit", frozen=True),
     "color-neuracrypt": Row("color-neuracrypt", "vit", published={"cifar10": 96.20}, source=QI),
     "color-neuracrypt-float": Row("color-neuracrypt-float", "vit", BATCH, published={"cifar10": 96.20}, source=QI),
     "neuracrypt": Row("neuracrypt", "vit", BATCH | {"channels": 3}, False, {"cifar10": 70.60, "mnist": 97.93}, QI),

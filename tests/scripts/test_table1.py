@@ -37,11 +37,11 @@ def call(table, monkeypatch, *words: object) -> None:
 
 def test_rows_resume_and_report(table, monkeypatch, tmp_path, capsys):
     output = tmp_path / "new" / "table.json"
-    rows = ("--output", output, "--rows", "plain-vit", "neuracrypt", "etc", "vit-blockwise-adapted")
+    rows = ("--output", output, "--rows", "plain-vit", "features-at-home", "neuracrypt", "etc", "vit-blockwise-adapted")
     call(table, monkeypatch, *rows)
     held = json.loads(output.read_text())
     results = {name: runs["1"] for name, runs in held["rows"].items()}
-    assert set(results) == {"plain-vit", "neuracrypt", "etc", "vit-blockwise-adapted"}
+    assert set(results) == {"plain-vit", "features-at-home", "neuracrypt", "etc", "vit-blockwise-adapted"}
     assert results["plain-vit"]["wrong_key"] is None and results["etc"]["neighbours"] == 0
     assert results["neuracrypt"]["neighbours"] > 0.01, "as published, a ciphertext depends on its neighbours"
     for result in results.values():
