@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from hf_neuracrypt import SecretKey, load_encoder
-from hf_neuracrypt.data.columns import Labels
 from hf_neuracrypt.data.dataset import keyed_order, keyed_tag
+from hf_neuracrypt.data.labels import Labels
+from hf_neuracrypt.data.targets import CLASSES, Target
 from hf_neuracrypt.errors import ConfigError
 from hf_neuracrypt.schemes import SCHEMES, EncoderConfig, SchemeConfig, check_floor, config_from_dict, make_config
 
@@ -140,7 +141,7 @@ def test_no_subkey_serves_two_purposes(insecure_key, monkeypatch):
     for purpose, action in {
         "tags": lambda: keyed_tag(insecure_key, "x", "source"),
         "order": lambda: keyed_order(insecure_key, "x", 9),
-        "labels": lambda: Labels(["cat", "dog"], True, insecure_key, "x"),
+        "labels": lambda: Labels(Target(CLASSES, None, ("cat", "dog")), True, insecure_key, "x"),
     }.items():
         users[purpose] = derived_from(insecure_key, monkeypatch, action)
     users["id"] = [b"key-id"]

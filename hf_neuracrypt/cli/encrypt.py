@@ -134,7 +134,7 @@ def encrypt(
     Example:
       hf-neuracrypt encrypt --dataset photos/ --key-file hospital.key --output encrypted/
     """
-    from hf_neuracrypt.data.places import HUB, check_places, passing_folder, place
+    from hf_neuracrypt.data.places import HUB, check_places, passing_folder, place, reachable
 
     if rank >= world_size:
         raise NeuraCryptError(f"--rank {rank} is not below --world-size {world_size}: ranks count from 0")
@@ -174,14 +174,15 @@ def encrypt(
     encoder = load_encoder(config, key, device)
     streamed = any(isinstance(split, IterableDataset) for split in splits.values())
     origin = identity(dataset) if streamed else ""
-    plan = make_plan(splits, encoder, **columns, origin=origin)
-    if like is not None and plan.labels is None and columns.get("label_column") is None:
-        raise DatasetError(f"{like} has labels: name their --label-column, or give --no-labels")
-    if rank == 0:
+    with reachable(dataset):  # of a stream, the first rows are looked at
+        plan = make_plan(splits, encoder, **columns, origin=origin)
+        if like is not None and plan.labels is None and columns.get("label_column") is None:
+            raise DatasetError(f"{like} has labels: name their --label-column, or give --no-labels")
         left = [f"Left out: {left_out}."] if left_out else []
-        notes = (*left, *too_dark(splits, plan), *many_frames(splits, plan))
-        for line in (f"Found {describe(rows_of(splits), plan)}.", *notes):
-            note(line)
+        if rank == 0:
+            notes = (*left, *too_dark(splits, plan), *many_frames(splits, plan))
+            for line in (f"Found {describe(rows_of(splits), plan)}.", *notes):
+                note(line)
     with passing_folder() as passing:
         folder = passing / "encrypted" if repository else place(output)
         job = Job(splits, plan, folder, shard_size * 1_000_000, max_bad_fraction, views, flip, dicom)

@@ -73,11 +73,12 @@ def test_what_the_clients_mend_by_themselves(request_, at, action, bucket, serve
 @pytest.mark.parametrize("request_, at, status", [
     (r"PUT .*\.arrow", 1, 503), (r"PUT .*last\.json", 0, 503),
     (r"PUT .*neuracrypt", 0, 503), (r"GET /plain/", 0, 503), (r"GET /plain/", 5, 403),
+    (r"GET /plain/", 12, 403),
 ])  # fmt: skip
 def test_what_ends_a_job_is_one_line_and_no_loss(request_, at, status, bucket, server, source):
     """Nothing is published: the address is no dataset until the same command has continued, and sent the rest."""
     server.faults.append([request_, at, status])
-    about = bucket if "PUT" in request_ else "of the source" if at else "s3://plain/train-*.parquet"
+    about = bucket if "PUT" in request_ else "of the source" if at > 5 else "s3://plain/train-*.parquet"
     assert_one_line_error(straight(bucket, source), about, "the same command again continues")
     assert_one_line_error(
         command("verify", bucket), "is unfinished" if about != "s3://plain/train-*.parquet" else "is not"
