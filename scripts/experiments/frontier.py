@@ -130,8 +130,7 @@ def leakage(variant: Variant, images: np.ndarray) -> dict[str, float | None]:
         found[f"psnr_{count}"] = max(guesses)
     enough = (count for count in counts if found[f"psnr_{count}"] >= found["mean_image_psnr"] + GAIN_DB)
     found["pairs_for_3_db"] = next(enough, None)
-    if variant.bits < 8:
-        found["compressed"] = compressed(pairs.encrypted)
+    found["compressed"] = compressed(pairs.encrypted)
     if not config.tile_name:  # each pixel by itself
         found["recovered"] = candidates(pairs)[0].figures["recovered"]
     return {name: round(value, 4) if isinstance(value, float) else value for name, value in found.items()}
