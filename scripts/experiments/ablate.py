@@ -199,7 +199,7 @@ def draw(results: list[dict], path: Path) -> None:
         axes.plot(values, [place] * len(values), "o", color=charts.ORANGE, markersize=4)
         axes.text(max(values) + 0.02, place, f"{statistics.mean(values):.3f}", va="center", color=charts.INK)
     axes.set_yticks(range(len(titles)), titles)
-    axes.set_xlim(0, 1)
+    axes.set_xlim(0, 1.07)  # room for a figure
     axes.set_xlabel("test accuracy")
     charts.save(figure, path)
 
