@@ -1,7 +1,7 @@
 """A job, and the units it is cut into, which follow from the data, never from the number of workers.
 
-A unit is a run of rows of a dataset (one shard, one `datasets.map`), or one source shard of a stream (several shards,
-one after the other, in one pass).
+A unit is a run of rows of a dataset (one shard), or one source shard of a stream (several, one after the other, in one
+pass).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -73,15 +73,15 @@ class Job:
         """The folder for what a finished shard leaves."""
         return self.output / UNFINISHED / "notes"
 
-    @property
-    def rows(self) -> int | None:
-        """Of the source; None if one of the splits is a stream."""
-        lengths = [len(split) if isinstance(split, Dataset) else None for split in self.splits.values()]
-        return None if None in lengths else sum(length or 0 for length in lengths)
-
     def source_of(self, split: str) -> str:
         """The public fingerprint of a split's source under this plan."""
         return self.plan.fingerprint(self.plan.origins[split])
+
+    def fingerprint(self, unit: "Unit", part: int) -> str | None:
+        """That of a shard, which is in its file; an empty one has none."""
+        if unit.rows is not None:
+            return self.plan.fingerprint(f"{self.plan.origins[unit.split]} {unit.index}") if unit.rows else None
+        return self.plan.fingerprint(f"{self.source_of(unit.split)} {unit.index} {part}")
 
     @cached_property
     def orders(self) -> dict[str, Sequence[int]]:
