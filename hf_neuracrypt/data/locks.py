@@ -1,7 +1,6 @@
 """One job at a time in a folder, or below an address."""
 
 import fcntl
-import itertools
 import os
 import socket
 import threading
@@ -69,13 +68,11 @@ def _lease(lock: Path, who: str) -> Iterator[Callable[[], None]]:
     mine, ended = f"{who}{uuid.uuid4()}\n", threading.Event()
 
     def renew() -> None:
-        for beat in itertools.count(1):
-            if ended.wait(BEAT):
-                return
+        while not ended.wait(BEAT):
             with suppress(Exception):  # the next beat comes
                 if not _content(lock).startswith(mine):
                     return
-                lock.write_text(f"{mine}{beat}")
+                lock.write_text(f"{mine}{uuid.uuid4()}")
 
     def check() -> None:
         if not beating.is_alive():

@@ -4,7 +4,7 @@ A unit is a run of rows of a dataset (one shard), or one source shard of a strea
 pass).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -77,12 +77,6 @@ class Job:
         """The public fingerprint of a split's source under this plan."""
         return self.plan.fingerprint(self.plan.origins[split])
 
-    def fingerprint(self, unit: "Unit", part: int) -> str | None:
-        """That of a shard, which is in its file; an empty one has none."""
-        if unit.rows is not None:
-            return self.plan.fingerprint(f"{self.plan.origins[unit.split]} {unit.index}") if unit.rows else None
-        return self.plan.fingerprint(f"{self.source_of(unit.split)} {unit.index} {part}")
-
     @cached_property
     def orders(self) -> dict[str, Sequence[int]]:
         """The rows of each split that is no stream, in the order in which they are stored."""
@@ -105,11 +99,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Unit:
-    """What one worker does at a time: rows from `start` on of a dataset, or source shard `index` of a stream."""
+    """What one worker does at a time: as many `rows` of a dataset, or source shard `index` of a stream."""
 
     split: str
     index: int
-    start: int = 0
     rows: int | None = None
 
     @property
@@ -129,5 +122,11 @@ def units_of(job: Job) -> list[Unit]:
             units += [Unit(name, index) for index in range(split.num_shards)]
         else:
             starts = range(0, max(1, len(split)), job.shard_rows)
-            units += [Unit(name, i, start, min(job.shard_rows, len(split) - start)) for i, start in enumerate(starts)]
+            units += [Unit(name, i, min(job.shard_rows, len(split) - start)) for i, start in enumerate(starts)]
     return units
+
+
+def rows_of(units: Iterable[Unit]) -> int | None:
+    """Of the source, in all; None: of a stream it is not known."""
+    rows = [unit.rows for unit in units]
+    return None if None in rows else sum(filter(None, rows))

@@ -13,7 +13,7 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from functools import lru_cache
 from itertools import chain, islice
@@ -27,7 +27,7 @@ from hf_neuracrypt.data.locks import at_work
 from hf_neuracrypt.data.manifest import UNFINISHED, is_unfinished
 from hf_neuracrypt.data.places import reachable, remove
 from hf_neuracrypt.errors import DatasetError, NeuraCryptError, first_line
-from hf_neuracrypt.jobs.job import Job, Unit, units_of
+from hf_neuracrypt.jobs.job import Job, Unit, rows_of, units_of
 from hf_neuracrypt.jobs.writer import SCRATCH, Note, check_rejected, claim, complete, name_of, read_notes, write_unit
 
 
@@ -68,14 +68,13 @@ def run(
                 for left in (job.output / UNFINISHED).glob(f"{SCRATCH}*"):  # what a killed worker was writing
                     remove(left)
             units = units_of(job)
-            total, units = _rows(units), units[rank::world_size]
+            total, units = rows_of(units), units[rank::world_size]
             notes = read_notes(job, units, {})
-            parts = Counter(note["unit"] for note in notes.values())
-            done = {note["unit"] for note in notes.values() if note["last"]}
-            tasks = [(unit, parts[unit.name]) for unit in units if unit.name not in done]
             known, rejected = list(notes.values()), list[dict]()
+            parts, done = Counter(note["unit"] for note in known), {note["unit"] for note in known if note["last"]}
+            tasks = [(unit, parts[unit.name]) for unit in units if unit.name not in done]
             seen = sum(note["source_rows"] for note in known)
-            with tqdm(total=_rows(units), initial=seen, desc="Encrypting", unit=" images") as bar:
+            with tqdm(total=rows_of(units), initial=seen, desc="Encrypting", unit=" images") as bar:
                 for note in chain(known, _write_all(job, tasks, num_proc, dask, bar)):
                     check()
                     notes[name_of(note)] = note
@@ -88,12 +87,6 @@ def run(
                 if is_unfinished(job.output):
                     raise
             return not is_unfinished(job.output)
-
-
-def _rows(units: Sequence[Unit]) -> int | None:
-    """Of the source; None if some of it is a stream."""
-    rows = [unit.rows for unit in units]
-    return None if None in rows else sum(count or 0 for count in rows)
 
 
 def _write_all(
@@ -163,28 +156,21 @@ def _results(executor: Executor, job: Job, tasks: Sequence[tuple[Unit, int]]) ->
     left, waiting = iter(tasks), set[Future[list[Note]]]()
     try:
         while True:
-            with _without_interrupts():  # workers that an executor starts now inherit this: the driver decides
-                for unit, first in islice(left, IN_FLIGHT - len(waiting)):
-                    waiting.add(executor.submit(_write, packed, unit, first))
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:  # workers that an executor starts now inherit this: the driver decides
+                waiting |= {executor.submit(_write, packed, *each) for each in islice(left, IN_FLIGHT - len(waiting))}
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
             if not waiting:
                 return
             done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
             for future in done:
                 yield from future.result()
-    except (NeuraCryptError, OSError, KeyboardInterrupt):
+    except (NeuraCryptError, OSError):
         raise
-    except (Exception, CancelledError) as error:  # of the executor: a worker ran out of memory, a scheduler went away
+    except Exception as error:  # of the executor: a worker ran out of memory, a scheduler went away
         reason = first_line(error)
         raise DatasetError(f"a worker ended ({reason}): the same command again continues") from None
-
-
-@contextmanager
-def _without_interrupts() -> Iterator[None]:
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _write(packed: bytes, unit: Unit, first: int) -> list[Note]:
@@ -194,6 +180,4 @@ def _write(packed: bytes, unit: Unit, first: int) -> list[Note]:
         return list(write_unit(job, unit, first))
 
 
-@lru_cache(maxsize=1)
-def _unpacked(packed: bytes) -> Job:
-    return dill.loads(packed)
+_unpacked = lru_cache(maxsize=1)(dill.loads)

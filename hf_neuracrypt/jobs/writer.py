@@ -38,7 +38,7 @@ LAST = ".last.json"  # ends the name of the note of a unit's last shard
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 Note = dict[str, Any]  # of one shard: unit, part, last, file, source_rows, rows, sha256, rejected, sent
 Notes = dict[str, Note]  # by the names of their files
-Progress = Callable[[int], object] | None
+Progress = Callable[[int], object]  # told how many rows each batch had
 
 
 def claim(job: Job, repeatable: bool = False) -> bool:
@@ -88,7 +88,7 @@ def _unit_of(name: str) -> str:
     return name.rpartition("-")[0]
 
 
-def write_unit(job: Job, unit: Unit, first: int = 0, progress: Progress = None) -> Iterator[Note]:
+def write_unit(job: Job, unit: Unit, first: int = 0, progress: Progress = lambda rows: None) -> Iterator[Note]:
     """Write the shards of a unit from number `first` on; gives the note of each once it is there.
 
     Raises:
@@ -114,14 +114,15 @@ def _write(job: Job, unit: Unit, first: int, temporary: Path, progress: Progress
     batches = _read(unit, source.iter(batch_size=BATCH_SIZE))
     batch = next(batches, None)
     for part in itertools.count(first):
-        start, encrypt = row, _encryption(job, unit, chosen, progress)
+        start, encrypt = row, _encryption(job, unit, chosen)
         with ArrowWriter(
-            features=job.plan.features, path=str(temporary), fingerprint=job.fingerprint(unit, part),
+            features=job.plan.features, path=str(temporary), fingerprint=_fingerprint(job, unit, part),
             writer_batch_size=None if chosen is None else WRITER_BATCH_SIZE,
         ) as writer:  # fmt: skip
             while batch is not None and row < start + job.shard_rows:
                 count = len(batch[job.plan.columns.image])
                 writer.write_batch(encrypt(batch, list(range(row, row + count))))
+                progress(count)
                 row, batch = row + count, next(batches, None)
             writer.finalize()
         rejected = [{"split": unit.split} | each for each in encrypt.rejected or ()]
@@ -140,30 +141,32 @@ def _write(job: Job, unit: Unit, first: int, temporary: Path, progress: Progress
             return
 
 
+def _fingerprint(job: Job, unit: Unit, part: int) -> str | None:
+    if unit.rows is None:
+        return job.plan.fingerprint(f"{job.source_of(unit.split)} {unit.index} {part}")
+    return job.plan.fingerprint(f"{job.plan.origins[unit.split]} {unit.index}") if unit.rows else None
+
+
 def _source(job: Job, unit: Unit, row: int) -> tuple[Split, Sequence[int] | None]:
     """What a unit reads from a row of its own on; of a dataset also the numbers of its rows there."""
     source = job.plan.source(unit.split, job.splits[unit.split])
     if unit.rows is not None:
-        chosen = job.orders[unit.split][unit.start : unit.start + unit.rows]
+        chosen = job.orders[unit.split][unit.index * job.shard_rows :][: unit.rows]
         return in_order(source, chosen), chosen
     if source.num_shards > 1:
         source = source.shard(source.num_shards, unit.index)
     return source.skip(row) if row else source, None
 
 
-def _encryption(job: Job, unit: Unit, chosen: Sequence[int] | None, progress: Progress) -> EncryptRows:
-    def stop(row: int, error: Exception) -> str:
-        part = f" of part {unit.index} of the source" if unit.rows is None and unit.index else ""
-        return (
-            f"row {row}{part} cannot be encrypted: {error} (split {unit.split}; --max-bad-fraction leaves such rows "
-            "out; a repaired source needs a new output folder)"
-        )
-
+def _encryption(job: Job, unit: Unit, chosen: Sequence[int] | None) -> EncryptRows:
+    part = f" of part {unit.index} of the source" if chosen is None and unit.index else ""
+    stop = (
+        f"row {{}}{part} cannot be encrypted: {{}} (split {unit.split}; --max-bad-fraction leaves such rows out; a "
+        "repaired source needs a new output folder)"
+    )
     rejected: list[dict] | None = [] if job.max_bad_fraction else None
-    return job.plan.rows(
-        unit.split, rows=chosen, rejected=rejected, progress=progress, views=job.views_of(unit.split), flip=job.flip,
-        stop=stop,
-    )  # fmt: skip
+    options = {"rejected": rejected, "views": job.views_of(unit.split), "flip": job.flip, "stop": stop}
+    return job.plan.rows(unit.split, rows=chosen, **options)
 
 
 def _read(unit: Unit, batches: Iterable[dict]) -> Iterator[dict]:
