@@ -52,7 +52,7 @@ def _is_at_work(who: str, folder: Path) -> DatasetError:
 def _wait_for_the_dead(lock: Path) -> None:
     """A bucket has no locks: whoever is at work writes an object again at every beat, and one that stays the same for
     many beats, as seen from here, is that of a process that died. So no clocks are compared; and whatever goes wrong
-    with it, work is done twice, to the same bytes."""
+    with it, work is done twice, to the same bytes. Those who share the folder only look."""
     if not (first := _content(lock)):
         return
     for _ in tqdm(range(BEATS), desc=f"Is {printable(first.splitlines()[0])} still at work", unit=" looks"):

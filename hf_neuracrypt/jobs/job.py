@@ -129,4 +129,4 @@ def units_of(job: Job) -> list[Unit]:
 def rows_of(units: Iterable[Unit]) -> int | None:
     """Of the source, in all; None: of a stream it is not known."""
     rows = [unit.rows for unit in units]
-    return None if None in rows else sum(filter(None, rows))
+    return None if None in rows else sum(count or 0 for count in rows)
