@@ -11,7 +11,7 @@ import dataclasses
 import json
 import sys
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, TypeAlias, TypeVar
 
@@ -44,11 +44,10 @@ class EncryptRows:
         without: the rows are of a split without labels.
         rows: numbers of the source's rows that are read, in their order; None: all of them.
         rejected: takes the rows that cannot be encrypted, which are then left out; None: the first of them is an error.
-        progress: told how many rows each batch had.
         views: rows stored for each image, one after the other: itself, then `make_views` of it.
         flip: see `make_views`.
         dtype: of image arrays, which come as lists; see `array_dtype`.
-        stop: the text of the error, of the row's number and the reason.
+        stop: the text of the error, with the row's number and the reason put in.
     """
 
     def __init__(
@@ -59,15 +58,14 @@ class EncryptRows:
         without: bool = False,
         rows: Sequence[int] | None = None,
         rejected: list[dict] | None = None,
-        progress: Callable[[int], object] | None = None,
         views: int = 1,
         flip: bool = False,
         dtype: str | None = None,
-        stop: Callable[[int, Exception], str] = "row {} cannot be encrypted: {}".format,
+        stop: str = "row {} cannot be encrypted: {}",
     ):
         self.dtype, self.stop = dtype, stop
         self.encoder, self.columns, self.labels, self.without, self.rows = encoder, columns, labels, without, rows
-        self.rejected, self.progress, self.views, self.flip = rejected, progress, views, flip
+        self.rejected, self.views, self.flip = rejected, views, flip
 
     def __call__(self, batch: dict[str, list], indices: list[int]) -> dict[str, list]:
         rows: dict[str, list] = {"image": []} | ({"label": []} if self.labels else {})
@@ -86,14 +84,12 @@ class EncryptRows:
                 # The row, never the path: a path may hold a person's name, and this line may end in a log.
                 number = index if self.rows is None else int(self.rows[index])
                 if self.rejected is None:
-                    raise DatasetError(self.stop(number, error)) from None
+                    raise DatasetError(self.stop.format(number, error)) from None
                 self.rejected.append({"row": number, "reason": str(error)})
                 continue
             rows["image"] += stored
             for name, value in row.items():
                 rows[name] += [value] * self.views
-        if self.progress:
-            self.progress(len(indices))
         return rows
 
 

@@ -1,14 +1,13 @@
 """One job at a time in a folder, or below an address."""
 
 import fcntl
-import itertools
 import os
 import socket
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -27,12 +26,13 @@ def at_work(folder: Path, shared: bool = False) -> Iterator[Callable[[], None]]:
 
     Yields what is to be called now and then: it raises DatasetError once somebody else has taken over.
     """
-    who = f"process {os.getpid()} on {socket.gethostname()}"
+    lock, who = folder / "lock", f"process {os.getpid()} on {socket.gethostname()}\n"
     if is_address(folder):
-        with _lease(folder / "lock", shared, who) as check:
+        _wait_for_the_dead(lock)
+        with nullcontext(lambda: None) if shared else _lease(lock, who) as check:
             yield check
         return
-    with open(folder / "lock", "a+") as file:  # the system drops the lock when the process ends, however it ends
+    with open(lock, "a+") as file:  # the system drops the lock when the process ends, however it ends
         try:
             fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -49,35 +49,34 @@ def _is_at_work(who: str, folder: Path) -> DatasetError:
     return DatasetError(f"{name} is writing to {folder.parent}: wait for it, or stop it")
 
 
-@contextmanager
-def _lease(lock: Path, shared: bool, who: str) -> Iterator[Callable[[], None]]:
+def _wait_for_the_dead(lock: Path) -> None:
     """A bucket has no locks: whoever is at work writes an object again at every beat, and one that stays the same for
     many beats, as seen from here, is that of a process that died. So no clocks are compared; and whatever goes wrong
     with it, work is done twice, to the same bytes. Those who share the folder only look."""
-    if first := _content(lock):
-        for _ in tqdm(range(BEATS), desc=f"Is {printable(first.splitlines()[0])} still at work", unit=" looks"):
-            time.sleep(BEAT)
-            if (now := _content(lock)) != first:
-                if now:
-                    raise _is_at_work(now, lock.parent)
-                break
-    if shared:
-        yield lambda: None
+    if not (first := _content(lock)):
         return
-    mine, ended, lost = f"{who}\n{uuid.uuid4()}\n", threading.Event(), threading.Event()
+    for _ in tqdm(range(BEATS), desc=f"Is {printable(first.splitlines()[0])} still at work", unit=" looks"):
+        time.sleep(BEAT)
+        if (now := _content(lock)) != first:
+            if now:
+                raise _is_at_work(now, lock.parent)
+            return
 
-    def check() -> None:
-        if lost.is_set():
-            raise DatasetError(f"another job has begun to write to {lock.parent.parent}: this one stops")
+
+@contextmanager
+def _lease(lock: Path, who: str) -> Iterator[Callable[[], None]]:
+    mine, ended = f"{who}{uuid.uuid4()}\n", threading.Event()
 
     def renew() -> None:
-        for beat in itertools.count(1):
-            if ended.wait(BEAT):
-                return
+        while not ended.wait(BEAT):
             with suppress(Exception):  # the next beat comes
                 if not _content(lock).startswith(mine):
-                    return lost.set()
-                lock.write_text(f"{mine}{beat}")
+                    return
+                lock.write_text(f"{mine}{uuid.uuid4()}")
+
+    def check() -> None:
+        if not beating.is_alive():
+            raise DatasetError(f"another job has begun to write to {lock.parent.parent}: this one stops")
 
     lock.write_text(mine)
     beating = threading.Thread(target=renew, name=str(lock), daemon=True)

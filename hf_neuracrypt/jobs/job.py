@@ -1,10 +1,10 @@
 """A job, and the units it is cut into, which follow from the data, never from the number of workers.
 
-A unit is a run of rows of a dataset (one shard, one `datasets.map`), or one source shard of a stream (several shards,
-one after the other, in one pass).
+A unit is a run of rows of a dataset (one shard), or one source shard of a stream (several, one after the other, in one
+pass).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -73,12 +73,6 @@ class Job:
         """The folder for what a finished shard leaves."""
         return self.output / UNFINISHED / "notes"
 
-    @property
-    def rows(self) -> int | None:
-        """Of the source; None if one of the splits is a stream."""
-        lengths = [len(split) if isinstance(split, Dataset) else None for split in self.splits.values()]
-        return None if None in lengths else sum(length or 0 for length in lengths)
-
     def source_of(self, split: str) -> str:
         """The public fingerprint of a split's source under this plan."""
         return self.plan.fingerprint(self.plan.origins[split])
@@ -105,11 +99,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Unit:
-    """What one worker does at a time: rows from `start` on of a dataset, or source shard `index` of a stream."""
+    """What one worker does at a time: as many `rows` of a dataset, or source shard `index` of a stream."""
 
     split: str
     index: int
-    start: int = 0
     rows: int | None = None
 
     @property
@@ -129,5 +122,11 @@ def units_of(job: Job) -> list[Unit]:
             units += [Unit(name, index) for index in range(split.num_shards)]
         else:
             starts = range(0, max(1, len(split)), job.shard_rows)
-            units += [Unit(name, i, start, min(job.shard_rows, len(split) - start)) for i, start in enumerate(starts)]
+            units += [Unit(name, i, min(job.shard_rows, len(split) - start)) for i, start in enumerate(starts)]
     return units
+
+
+def rows_of(units: Iterable[Unit]) -> int | None:
+    """Of the source, in all; None: of a stream it is not known."""
+    rows = [unit.rows for unit in units]
+    return None if None in rows else sum(count or 0 for count in rows)

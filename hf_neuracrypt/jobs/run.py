@@ -11,12 +11,12 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from functools import lru_cache
-from itertools import islice
-from multiprocessing.connection import wait as wait_for_process
+from itertools import chain, islice
 
 import dill  # what `datasets` pickles with: it can send generator functions
 import torch
@@ -25,21 +25,10 @@ from tqdm.auto import tqdm
 from hf_neuracrypt.data.batches import cores
 from hf_neuracrypt.data.locks import at_work
 from hf_neuracrypt.data.manifest import UNFINISHED, is_unfinished
-from hf_neuracrypt.data.places import is_address, reachable, remove
-from hf_neuracrypt.data.sources import quiet_datasets
+from hf_neuracrypt.data.places import reachable, remove
 from hf_neuracrypt.errors import DatasetError, NeuraCryptError, first_line
-from hf_neuracrypt.jobs.job import Job, Unit, units_of
-from hf_neuracrypt.jobs.writer import (
-    SCRATCH,
-    Note,
-    by_unit,
-    check_rejected,
-    claim,
-    complete,
-    name_of,
-    read_notes,
-    write_unit,
-)
+from hf_neuracrypt.jobs.job import Job, Unit, rows_of, units_of
+from hf_neuracrypt.jobs.writer import SCRATCH, Note, check_rejected, claim, complete, name_of, read_notes, write_unit
 
 
 IN_FLIGHT = 256  # units that an executor holds at once
@@ -71,35 +60,33 @@ def run(
         DatasetError: the folder holds something else, somebody else is at work on it, or rows cannot be encrypted.
         NeuraCryptError: what stopped a worker. The same call again continues.
     """
-    with reachable(job.output), quiet_datasets():
+    with reachable(job.output):
         if not claim(job, repeatable=world_size > 1):
             return True
         with at_work(job.output / UNFINISHED, shared=world_size > 1) as check:
-            if world_size == 1 and not is_address(job.output):
+            if world_size == 1:
                 for left in (job.output / UNFINISHED).glob(f"{SCRATCH}*"):  # what a killed worker was writing
                     remove(left)
-            units = units_of(job)[rank::world_size]
+            units = units_of(job)
+            total, units = rows_of(units), units[rank::world_size]
             notes = read_notes(job, units, {})
-            rejected = [entry for note in notes.values() for entry in note["rejected"]]
-            check_rejected(job, rejected)
-            found = by_unit(notes)
-            done = {note["unit"] for note in notes.values() if note["last"]}
-            tasks = [(unit, len(found[unit.name])) for unit in units if unit.name not in done]
-            total = None if any(unit.rows is None for unit in units) else sum(unit.rows or 0 for unit in units)
-            with tqdm(total=total, desc="Encrypting", unit=" images") as bar:
-                bar.update(sum(note["source_rows"] for note in notes.values()))
-                for note in _write_all(job, tasks, num_proc, dask, bar):
+            known, rejected = list(notes.values()), list[dict]()
+            parts, done = Counter(note["unit"] for note in known), {note["unit"] for note in known if note["last"]}
+            tasks = [(unit, parts[unit.name]) for unit in units if unit.name not in done]
+            seen = sum(note["source_rows"] for note in known)
+            with tqdm(total=rows_of(units), initial=seen, desc="Encrypting", unit=" images") as bar:
+                for note in chain(known, _write_all(job, tasks, num_proc, dask, bar)):
                     check()
                     notes[name_of(note)] = note
                     rejected += note["rejected"]
-                    check_rejected(job, rejected)
+                    check_rejected(job, rejected, total)
                     arrived(note)
             try:
-                return complete(job, notes)
-            except FileNotFoundError:
+                complete(job, notes)
+            except FileNotFoundError:  # another rank may have completed it, and tidied up, meanwhile
                 if is_unfinished(job.output):
                     raise
-                return True  # another rank completed it, and tidied up, meanwhile
+            return not is_unfinished(job.output)
 
 
 def _write_all(
@@ -140,9 +127,8 @@ def _begin(threads: int, on_gpu: bool) -> None:
 
 
 def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait_for_process([parent.sentinel])
+    if parent := multiprocessing.parent_process():
+        parent.join()
         os._exit(1)
 
 
@@ -170,37 +156,28 @@ def _results(executor: Executor, job: Job, tasks: Sequence[tuple[Unit, int]]) ->
     left, waiting = iter(tasks), set[Future[list[Note]]]()
     try:
         while True:
-            with _without_interrupts():  # workers that an executor starts now inherit this: the driver decides
-                for unit, first in islice(left, IN_FLIGHT - len(waiting)):
-                    waiting.add(executor.submit(_write, packed, unit, first))
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:  # workers that an executor starts now inherit this: the driver decides
+                waiting |= {executor.submit(_write, packed, *each) for each in islice(left, IN_FLIGHT - len(waiting))}
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
             if not waiting:
                 return
             done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
             for future in done:
                 yield from future.result()
-    except (NeuraCryptError, OSError, KeyboardInterrupt):
+    except (NeuraCryptError, OSError):
         raise
-    except (Exception, CancelledError) as error:  # of the executor: a worker ran out of memory, a scheduler went away
+    except Exception as error:  # of the executor: a worker ran out of memory, a scheduler went away
         reason = first_line(error)
         raise DatasetError(f"a worker ended ({reason}): the same command again continues") from None
-
-
-@contextmanager
-def _without_interrupts() -> Iterator[None]:
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _write(packed: bytes, unit: Unit, first: int) -> list[Note]:
     """What a worker does: the shards of a unit from number `first` on."""
     job = _unpacked(packed)
-    with quiet_datasets(), reachable(job.output):
+    with reachable(job.output):
         return list(write_unit(job, unit, first))
 
 
-@lru_cache(maxsize=1)
-def _unpacked(packed: bytes) -> Job:
-    return dill.loads(packed)
+_unpacked = lru_cache(maxsize=1)(dill.loads)

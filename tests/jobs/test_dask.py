@@ -1,12 +1,13 @@
-"""Jobs on a Dask cluster, with the real scheduler and workers: the same bytes, whoever dies."""
+"""Jobs on a Dask cluster, with the real scheduler; workers are threads here, and processes that die in test_far.py."""
 
-import threading
+from threading import Event, Thread
 
 import dill
 import pytest
 from datasets import Dataset
 
 from hf_neuracrypt import SecretKey, load_encoder
+from hf_neuracrypt.data.dataset import EncryptRows
 from hf_neuracrypt.data.manifest import is_unfinished
 from hf_neuracrypt.errors import DatasetError, NeuraCryptError
 from hf_neuracrypt.jobs.run import run
@@ -28,9 +29,15 @@ distributed = pytest.importorskip("distributed")
 SPLITS = {"train": make_dataset(400), "test": make_dataset(100, seed=1)}
 
 
+def local_cluster(workers: int):
+    return distributed.LocalCluster(
+        n_workers=workers, threads_per_worker=1, processes=False, protocol="tcp://", dashboard_address=None
+    )
+
+
 @pytest.fixture(scope="module")
 def cluster():
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+    with local_cluster(2) as cluster:
         yield cluster
 
 
@@ -39,14 +46,14 @@ def encoder(key_file):
     return load_encoder(SMALL, SecretKey.load(key_file))
 
 
-def after_a_shard(job, action) -> threading.Thread:
+def after_a_shard(job, action) -> Thread:
     """Have something happen once a shard is there, and others are still to be written."""
 
     def happen():
         wait_until(lambda: job.notes.exists() and any(job.notes.iterdir()))
         action()
 
-    thread = threading.Thread(target=happen)
+    thread = Thread(target=happen)
     thread.start()
     return thread
 
@@ -57,12 +64,22 @@ def test_a_row_that_cannot_be_encrypted_is_named(cluster, encoder, tmp_path):
         run(job_of(tmp_path / "bad", encoder, splits), dask=cluster.scheduler_address)
 
 
-def test_a_scheduler_that_goes_away_is_one_error_and_no_loss(encoder, tmp_path):
-    job = job_of(tmp_path / "encrypted", encoder, SPLITS)
-    with distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster:
+def test_a_scheduler_that_goes_away_is_one_error_and_no_loss(encoder, tmp_path, monkeypatch):
+    """After the first shard; each of the others would take seconds."""
+    job, original, begun, ended = job_of(tmp_path / "encrypted", encoder, SPLITS), EncryptRows.__call__, [], Event()
+
+    def slow(self, *args):
+        begun.append(args)
+        if len(begun) > 1:
+            ended.wait(2)
+        return original(self, *args)
+
+    monkeypatch.setattr(EncryptRows, "__call__", slow)
+    with local_cluster(1) as cluster:
         closing = after_a_shard(job, cluster.close)
         with pytest.raises(NeuraCryptError, match="the same command again continues"):
             run(job, dask=cluster.scheduler_address)
+        ended.set()
         closing.join()
     assert is_unfinished(job.output)
     assert run(job)

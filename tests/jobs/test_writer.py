@@ -34,8 +34,8 @@ from tests.helpers import (
 
 def test_units_follow_from_the_data(small_encoder):
     job = job_of(Path("unused"), small_encoder)
-    assert [(unit.split, unit.start, unit.rows) for unit in units_of(job)] == [
-        ("train", 0, 64), ("train", 64, 64), ("train", 128, 64), ("train", 192, 48), ("test", 0, 64), ("test", 64, 36)
+    assert [(unit.split, unit.index, unit.rows) for unit in units_of(job)] == [
+        ("train", 0, 64), ("train", 1, 64), ("train", 2, 64), ("train", 3, 48), ("test", 0, 64), ("test", 1, 36)
     ]  # fmt: skip
     assert len(units_of(job_of(Path("unused"), small_encoder, shard_bytes=10**9))) == 2
     assert job_of(Path("unused"), small_encoder, shard_bytes=1).shard_rows == BATCH_SIZE
