@@ -7,14 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from hf_neuracrypt.cli.common import (
-    ImageColumn,
-    KeyFile,
-    LabelColumn,
-    PassphraseFile,
-    load_key,
-    note,
-)
+from hf_neuracrypt.cli.common import ImageColumn, KeyFile, LabelColumn, PassphraseFile, load_key, note
 from hf_neuracrypt.errors import ConfigError, DatasetError, KeyMismatchError, NeuraCryptError, printable
 from hf_neuracrypt.schemes import SCHEMES
 
@@ -160,8 +153,8 @@ def encrypt(
 
     from hf_neuracrypt.data.dataset import make_plan
     from hf_neuracrypt.data.manifest import read_manifest
-    from hf_neuracrypt.data.sources import identity, plain_splits
-    from hf_neuracrypt.data.summary import describe, many_frames, rows_of, too_dark
+    from hf_neuracrypt.data.sources import files_of, identity, plain_splits
+    from hf_neuracrypt.data.summary import describe, many_frames, rows_of, too_dark, unread_lists
     from hf_neuracrypt.encoders import load_encoder
     from hf_neuracrypt.jobs.job import Job
     from hf_neuracrypt.jobs.run import run
@@ -170,7 +163,10 @@ def encrypt(
         raise KeyMismatchError(f"{like} was encrypted with this very key: --like needs another one")
     signal.signal(signal.SIGTERM, _interrupt)
     patients = key if dicom["by_patient"] else None
-    splits, left_out = plain_splits(dataset, streaming, max_rows, max_bad_fraction, dicom["all_frames"], patients)
+    files, frames = files_of(dataset), dicom["all_frames"]
+    splits, left_out = plain_splits(dataset, streaming, max_rows, max_bad_fraction, frames, patients, files)
+    for line in () if no_labels or rank else unread_lists(files, splits):
+        note(line)
     encoder = load_encoder(config, key, device)
     streamed = any(isinstance(split, IterableDataset) for split in splits.values())
     origin = identity(dataset) if streamed else ""

@@ -3,6 +3,8 @@
 sources.py   a dataset by whatever name a user has for it
 files.py     what lies in a folder: images, tables, and what may be an image and is not read
 folders.py   a folder of images -> its splits and classes
+headers.py   what the headers of DICOM files decide of rows
+metadata.py  a metadata.csv among images -> the columns of their rows
 tables.py    a folder of tables or archives -> its splits
 columns.py   which columns hold images and labels
 targets.py   what is to be learned: one class, several labels, probabilities, numbers

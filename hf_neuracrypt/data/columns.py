@@ -50,9 +50,11 @@ def find_columns(
         labels = [name for name in LABEL_COLUMNS if name in features][:1]
     else:
         labels = [label] if isinstance(label, str) else list(label)
+        structs = [name for name in LABEL_COLUMNS if isinstance(features.get(name), dict)]
+        labels = [name for name in structs if labels and list(features[name]) == labels] or labels  # by its fields
     for name in (image, *labels, *kept):
         if name is not None and name not in features:
-            raise DatasetError(f"there is no column {name!r}: {found}")
+            raise DatasetError(f"there is no column {name!r}: {found} (--label-column and --image-column name others)")
     image = image or next((name for name in IMAGE_COLUMNS if name in features), None)
     if image is None:
         raise DatasetError(f"none of the columns {', '.join(IMAGE_COLUMNS)} is there: {found}; name it: --image-column")

@@ -185,7 +185,7 @@ def make_plan(
     first = next(iter(found.values()))
     columns = common_columns(found, image_column, label_column, keep_columns)
     if hide_labels and not columns.labels:
-        raise DatasetError("there is no label column to hide")
+        raise DatasetError("there is no label column to hide: name it with --label-column")
     if hide_labels and not all(isinstance(split, Dataset) for split in splits.values()):
         raise DatasetError(
             "hidden labels need rows in a keyed order, which a stream cannot have: give --no-streaming (datasets then "

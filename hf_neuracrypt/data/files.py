@@ -164,7 +164,7 @@ def _begins_as_dicom(content: BinaryIO, member: tarfile.TarInfo) -> bool:
 
 
 def _is_seen(name: str) -> bool:
-    return not name.startswith(".") and name not in UNSEEN
+    return not name.startswith(".") and name.upper() not in UNSEEN
 
 
 def _walk(root: Path) -> Iterable[PurePath]:

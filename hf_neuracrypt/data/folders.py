@@ -3,21 +3,18 @@
 Notable decisions
 - Nothing is guessed where two readings are possible: the folder is refused, with what to do.
 - What lies there is a row, or is named: `left_out` compares the rows with the files, after loading.
-- `metadata.csv` and the like are read by `datasets`, which finds the images by the names that stand in there; beside
-  DICOM files they are read here, since images are named by their headers there, too.
 """
 
-import glob
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 
-import datasets
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 
-from hf_neuracrypt.data.files import METADATA, SPLITS, Files, show, split_of
-from hf_neuracrypt.data.headers import Headers, by_patient, described, frames_of
+from hf_neuracrypt.data.files import SPLITS, Files, show, split_of
+from hf_neuracrypt.data.headers import Headers, by_patient, frames_of
+from hf_neuracrypt.data.metadata import described
 from hf_neuracrypt.errors import DatasetError, printable
 from hf_neuracrypt.keys import SecretKey
 
@@ -42,8 +39,6 @@ def load_images(files: Files, all_frames: bool = False, patients: SecretKey | No
         if not _is_utf8(file):
             raise DatasetError(f"the name of the file {show([file])} is not UTF-8: rename it (convmv, for many)")
     splits, headers = split_folders(files.images), Headers(files)
-    if files.metadata and not files.dicom:
-        return _with_metadata(files, splits)
     names, bare = (None, set()) if files.metadata else (_class_names(splits), without_classes(splits))
     if patients is not None:
         if list(splits) != ["train"]:
@@ -51,13 +46,18 @@ def load_images(files: Files, all_frames: bool = False, patients: SecretKey | No
         splits = by_patient(files, headers, patients)
     made = {}
     for split, inside in splits.items():
-        if files.metadata:
+        if files.metadata and (split == "train" or _has_table(files, inside)):
             images, columns = described(files, inside, headers)
         else:
             images, columns = inside, _labels(inside, names, split not in bare)
         frames = [frames_of(headers[image]) if all_frames else range(1) for image in images]
         made[split] = _rows(files, split, images, columns, frames)
     return DatasetDict(made)
+
+
+def _has_table(files: Files, images: Sequence[PurePath]) -> bool:
+    """Whether one of them could be described; splits for testing alone often are not."""
+    return any(table.parent in image.parents for image in images for table in files.metadata)
 
 
 def _is_utf8(file: PurePath) -> bool:
@@ -156,18 +156,6 @@ def _rows(files: Files, split: str, images: Sequence[PurePath], columns: Dataset
     rows_of_all = None if len(sources) == len(images) else len(sources)
     made._fingerprint = files.fingerprint([*images, *files.metadata], rows_of_all)
     return made
-
-
-def _with_metadata(files: Files, splits: Mapping[str, Sequence[PurePath]]) -> DatasetDict:
-    tables: dict[str, list[str]] = {split: [] for split in splits}
-    for table in files.metadata:
-        inside = [split for split, images in splits.items() if any(table.parent in each.parents for each in images)]
-        if len(inside) != 1:
-            raise DatasetError(f"{show([table])} is of no single split ({', '.join(splits)}): give each split its own")
-        tables[inside[0]].append(glob.escape(str(files.root / table)))
-    if missing := [split for split, inside in tables.items() if not inside]:
-        raise DatasetError(f"the split {missing[0]} has no {' or '.join(METADATA)}, which another split has: add one")
-    return datasets.load_dataset("imagefolder", data_files=tables)
 
 
 def left_out(files: Files, splits: Mapping[str, Dataset]) -> list[PurePath]:

@@ -9,7 +9,7 @@ import datasets
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
 from hf_neuracrypt.data import folders, tables
-from hf_neuracrypt.data.files import CONVERT, Files, describe, dicom_members, name_kinds
+from hf_neuracrypt.data.files import CONVERT, Files, describe, dicom_members, name_kinds, show
 from hf_neuracrypt.data.manifest import MANIFEST, MAX_MANIFEST_BYTES, parse_manifest, read_manifest
 from hf_neuracrypt.data.places import HUB, is_address, place, reachable
 from hf_neuracrypt.data.record import Record
@@ -95,6 +95,7 @@ def plain_splits(
     max_bad_fraction: float = 0.0,
     all_frames: bool = False,
     patients: SecretKey | None = None,
+    files: Files | None = None,
 ) -> tuple[dict[str, Dataset | IterableDataset], str]:
     """The splits of a dataset that is to be encrypted.
 
@@ -104,6 +105,7 @@ def plain_splits(
         max_rows: only the first rows of each split.
         max_bad_fraction: the share of a folder's files that may be left out because they are no rows.
         all_frames, patients: of DICOM files; see `folders.load_images`.
+        files: what `files_of` found there, if it was called before.
 
     Returns:
         The splits, and which files are left out, in a sentence for the terminal alone; empty: none.
@@ -113,7 +115,7 @@ def plain_splits(
     """
     if (record := stored_record(name)) is not None:
         raise DatasetError(f"{name} is already encrypted (key {record.key_id}): encrypt the plain images instead")
-    files = files_of(name)
+    files = files or files_of(name)
     of_images = files is not None and files.are_images
     streaming = is_table(name, files) if streaming is None else streaming
     splits = dict(load_source(name, streaming and not of_images, files, all_frames, patients))
@@ -135,6 +137,8 @@ def _left_out(files: Files, splits: Mapping[str, Dataset | IterableDataset], max
         unused, read = tables.unread(files), tables.main_tables(files)
     total = len({*unused, *read})
     counted = f"{len(unused):,} of {total:,} files of {files.root} are no rows: {name_kinds(unused)}"
+    if nameless := [file for file in unused if file in files.images and files.are_images and files.metadata]:
+        counted += f"; {show(files.metadata)} does not name {len(nameless):,} of them"
     if len(unused) > max_bad_fraction * total:
         raise DatasetError(f"{counted}; {CONVERT}; move away what is no image, or allow a --max-bad-fraction")
     return counted if unused else ""

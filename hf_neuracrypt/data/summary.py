@@ -6,6 +6,7 @@ import numpy as np
 from datasets import Dataset, IterableDataset
 
 from hf_neuracrypt.data.dataset import Plan
+from hf_neuracrypt.data.files import Files, show
 from hf_neuracrypt.errors import ImageError, printable
 from hf_neuracrypt.images import as_array, open_image, to_rgb
 from hf_neuracrypt.images.dicom import is_dicom, read_header
@@ -13,6 +14,7 @@ from hf_neuracrypt.images.read import read_bytes
 from hf_neuracrypt.schemes import SchemeConfig
 
 
+LISTS = (".csv", ".tsv", ".json", ".jsonl", ".xlsx", ".xls", ".ods")
 LOOKED_AT = 16  # images of a split, for `too_dark`
 DARK = 64  # of 255: images of 14 bits or fewer, stored as 16
 
@@ -28,6 +30,18 @@ def describe(rows: Mapping[str, int | None], plan: Plan) -> str:
         f"{name} {_images(count)}{' without labels' if name in plan.without else ''}" for name, count in rows.items()
     )
     return f"{', '.join(counted)}; {_labels(plan)}"
+
+
+def unread_lists(files: Files | None, splits: Mapping[str, Dataset | IterableDataset]) -> list[str]:
+    """A sentence on lists beside images, not called as METADATA, if the images have no labels: they may stand there."""
+    lists = [file for file in files.all if file.suffix.lower() in LISTS] if files and files.are_images else []
+    lists = [file for file in lists if files and file not in files.metadata]
+    if not lists or any(len(rows.features or ()) > 1 for rows in splits.values()):
+        return []
+    return [
+        f"Note: {show(lists)} is not read: if labels stand there, save it as metadata.csv, with a column file_name "
+        "(of DICOM files SOPInstanceUID or PatientID, too) that says which image a row is of."
+    ]
 
 
 def _images(count: int | None) -> str:

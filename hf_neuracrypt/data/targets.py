@@ -47,9 +47,8 @@ class Target:
         count = len(self.names or ())
         what = {CLASSES: ("class", "classes"), PROBABILITIES: ("class", "classes"), LABELS: ("label", "labels")}
         text = f"{count:,} {what.get(self.kind, ('number', 'numbers'))[count != 1]}"
-        return text + {LABELS: ", several an image", PROBABILITIES: ", by probability", NUMBERS: " an image"}.get(
-            self.kind, ""
-        )
+        several = ", several an image" if count > 1 else ", yes or no"
+        return text + {LABELS: several, PROBABILITIES: ", by probability", NUMBERS: " an image"}.get(self.kind, "")
 
     def read(self, value: Any) -> int | np.ndarray:
         """A label as it stands in a row: the number of a class or -1; else float64 (names,), NaN for what is unknown.
@@ -58,10 +57,11 @@ class Target:
             DatasetError: it is out of range, or of another kind.
         """
         if self.kind == CLASSES:
-            return UNKNOWN if value is None else self._number_of(value)
+            return UNKNOWN if value is None or (isinstance(value, str) and not value) else self._number_of(value)
         count = len(self.names or ())
         if isinstance(self.feature, dict):
-            cells = [value.get(name) if isinstance(value, Mapping) else None for name in self.names or ()]
+            value = value if isinstance(value, Mapping) else dict.fromkeys(self.feature, value)
+            cells = [value.get(name) for name in self.feature]
         elif self.kind == NUMBERS or value is None:
             cells = [value] * count
         elif not isinstance(value, list | tuple | np.ndarray):
@@ -86,6 +86,7 @@ class Target:
         return bool(row != UNKNOWN) if self.kind == CLASSES else not np.isnan(row).all()
 
     def _from_ids(self, ids: Any, count: int) -> np.ndarray:
+        ids = [each for each in ids if not isinstance(each, str) or each]  # which splitting an empty text gives
         if len(ids) > count:
             raise DatasetError(f"the label lists {len(ids):,} labels, and there are {count:,}")
         numbers = [self._number_of(each) for each in ids]
@@ -170,13 +171,14 @@ def find_target(splits: Splits, found: Mapping[str, Features], columns: Columns)
     types = [{name: found[split][name] for name in columns.labels} for split in having]
     typed = [each for each in types if None not in each.values() and "null" not in map(_dtype, each.values())]
     first = (typed or types)[0]
-    feature = first if len(first) > 1 else first[columns.labels[0]]
+    rows = (row for split in having.values() for row in label_rows(split, columns))
+    is_finding = len(first) == 1 and _is_finding(first[columns.labels[0]], rows)
+    feature = first if len(first) > 1 or is_finding else first[columns.labels[0]]
     what = f"column {columns.labels[0]!r} holds {feature}"
     if isinstance(feature, dict):
         for each in types:
-            _check_cells(each if len(first) > 1 else each[columns.labels[0]])
-        rows = (row for split in having.values() for row in label_rows(split, columns))
-        kind = LABELS if _are_zeros_and_ones(feature, rows) else NUMBERS
+            _check_cells(each if feature is first else each[columns.labels[0]])
+        kind = LABELS if is_finding or _are_zeros_and_ones(feature, rows) else NUMBERS
         return Target(kind, feature, tuple(feature))
     if isinstance(feature, ClassLabel):
         return Target(CLASSES, feature, tuple(feature.names))
@@ -195,8 +197,8 @@ def find_target(splits: Splits, found: Mapping[str, Features], columns: Columns)
         kind = LABELS if _dtype(inner) == "bool" else PROBABILITIES
         return Target(kind, feature, tuple(map(str, range(_length(feature, having, columns)))))
     raise DatasetError(
-        f"{what}, no labels: cast the column (lists of class numbers to List(ClassLabel), of zeros and ones to "
-        "List(Value('bool'))), name another --label-column, or leave labels out with --no-labels"
+        f"{what}, no labels: cast the column (lists of class numbers to List(ClassLabel) or texts, of zeros and ones "
+        "to List(Value('bool'))), name another --label-column, or leave labels out with --no-labels"
     )
 
 
@@ -204,6 +206,14 @@ def _check_cells(features: Mapping[str, Any]) -> None:
     for name, feature in features.items():
         if feature is not None and not _dtype(feature).startswith(("int", "uint", "float", "bool", "null")):
             raise DatasetError(f"column {name!r} holds {feature}: several label columns hold 0 and 1, or numbers")
+
+
+def _is_finding(feature: Any, cells: Iterable[Any]) -> bool:
+    """Whether a single column says yes, no or unknown of each image: by bool, or by 0.0 and 1.0 and no other number."""
+    if not _dtype(feature).startswith("float"):
+        return _dtype(feature) == "bool"
+    found = {UNKNOWN if cell is None or cell != cell else cell for cell in cells}
+    return {0, 1} <= found <= {0, 1, UNKNOWN}
 
 
 def _are_zeros_and_ones(features: Mapping[str, Any], rows: Iterable[Any]) -> bool:
@@ -222,7 +232,7 @@ def _texts(splits: Splits, columns: Columns) -> tuple[str, ...]:
         )
     rows = (row for split in splits.values() for row in label_rows(split, columns))
     names = {name for row in rows for name in ([row] if isinstance(row, str) else row or ())}
-    return tuple(sorted(name for name in names if isinstance(name, str)))
+    return tuple(sorted(name for name in names if isinstance(name, str) and name))
 
 
 def _length(feature: Any, splits: Splits, columns: Columns) -> int:
@@ -246,10 +256,18 @@ def splits_without(splits: Splits, found: Mapping[str, Features], columns: Colum
     )
     labelled = [name for name in splits if name not in without]
     if not labelled:
-        raise DatasetError(f"no row has a label in {', '.join(columns.labels)}: leave the column out with --no-labels")
+        streams = any(isinstance(split, IterableDataset) for split in splits.values())
+        who = f"none of the first {FIRST_ROWS} rows (shuffle them)" if streams else "no row"
+        raise DatasetError(f"{who} has a label in {', '.join(columns.labels)}: leave the column out with --no-labels")
     for name in labelled if len(columns.labels) == 1 else ():
-        if (other := found[name][columns.labels[0]]) != target.feature:
-            raise DatasetError(f"the labels of split {name} are not those of the first one: {other}; cast the column")
+        other = found[name][columns.labels[0]]
+        if isinstance(target.feature, dict) and not isinstance(other, dict):
+            _check_cells({columns.labels[0]: other})
+        elif other != target.feature:
+            raise DatasetError(
+                f"the labels of split {name} are not those of the first one: {other}; cast the column, or, in a table "
+                "of text, give each row a label of the same kind"
+            )
     return without
 
 

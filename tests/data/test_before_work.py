@@ -214,7 +214,7 @@ def test_labels_of_numpy_and_torch(small_encoder):
 
 @pytest.mark.parametrize(
     "features, label",
-    [(List(Value("int64")), [0]), (Value("bool"), True), (ClassLabel(names=["a"]), -1)],
+    [(List(Value("int64")), [0]), (ClassLabel(names=["a"]), -1)],
 )
 def test_labels_that_are_no_classes_say_what_to_do(features, label, small_encoder):
     features = Features({"image": Image(), "label": features})

@@ -179,34 +179,6 @@ def test_a_link_to_nothing_stops(tmp_path, key_file):
     assert_one_line_error(encrypt(root, key_file, tmp_path / "out"), "1 of 3 files", "a/3")
 
 
-# ------------------------------------------------------------------------------------------------------------ metadata
-
-
-def test_images_that_metadata_does_not_name(tmp_path):
-    root = folder(tmp_path / "photos [2024]", {"__x__/1.png": PNG, "2.png": PNG, "annotations.json": b"[]"})
-    table = tmp_path / "photos [2024]" / "metadata.csv"
-    table.write_text("file_name,label\n__x__/1.png,cat\n2.png,dog\n")
-    splits, left_out = plain_splits(root)
-    assert splits["train"]["label"] == ["cat", "dog"] and not left_out
-    table.write_text("file_name,label\n2.png,dog\n")
-    with pytest.raises(DatasetError, match=r"1 of 2 files .* are no rows: 1 \.png \(__x__/1\.png\)"):
-        plain_splits(root)
-
-
-def test_metadata_of_each_split(tmp_path):
-    root = folder(tmp_path / "photos", ["train/1.png", "test/2.png"])
-    (tmp_path / "photos" / "metadata.csv").write_text("file_name,label\ntrain/1.png,cat\ntest/2.png,dog\n")
-    with pytest.raises(DatasetError, match=r"metadata\.csv is of no single split"):
-        plain_splits(root)
-    (tmp_path / "photos" / "metadata.csv").rename(tmp_path / "photos" / "train" / "metadata.csv")
-    (tmp_path / "photos" / "train" / "metadata.csv").write_text("file_name,label\n1.png,cat\n")
-    with pytest.raises(DatasetError, match=r"split test has no metadata\.csv"):
-        plain_splits(root)
-    (tmp_path / "photos" / "test" / "metadata.csv").write_text("file_name,label\n2.png,dog\n")
-    splits, _ = plain_splits(root)
-    assert {split: rows["label"] for split, rows in splits.items()} == {"train": ["cat"], "test": ["dog"]}
-
-
 # -------------------------------------------------------------------------------------------------------------- tables
 
 

@@ -237,45 +237,6 @@ def test_where_patients_cannot_decide(tmp_path, insecure_key, plain_folder):
             plain_splits(str(source), patients=insecure_key)
 
 
-# -------------------------------------------------------------------------------------------------------------- labels
-
-
-@pytest.mark.parametrize("column", ["file_name", "SOPInstanceUID", "PatientID"])
-@pytest.mark.parametrize("packed", [False, True])
-def test_labels_by_file_instance_or_patient(column, packed, tmp_path, key_file):
-    files = {f"{n:04d}": scan(n, PatientID=f"{n // 2:03d}") for n in range(6)}  # numbers that are no numbers
-    names = {
-        "file_name": list(files), "SOPInstanceUID": [f"1.2.826.0.1.{7000000 + n}" for n in range(6)],
-        "PatientID": [f"{n:03d}" for n in range(3)],
-    }[column]  # fmt: skip
-    lines = [f"{name},{'ill' if n % 2 else 'well'},{n}" for n, name in enumerate(names)]
-    files["metadata.csv"] = "\n".join([f"{column},label,age", *lines, ""]).encode()
-    make = archive if packed else folder
-    source = make(tmp_path / ("scans.tar" if packed else "scans"), files)
-    splits, left_out = plain_splits(str(source))
-    by_patient = ["well", "well", "ill", "ill", "well", "well"]
-    assert splits["train"]["label"] == (by_patient if column == "PatientID" else ["well", "ill"] * 3) and not left_out
-    assert column not in splits["train"].column_names
-    made = encrypt(source, key_file, tmp_path / "out", "--keep-column", "age")
-    assert made.returncode == 0 and "2 classes: ill, well" in made.stderr, made.stderr
-    assert_nothing_of({"1": scan(0)}, tmp_path / "out")
-
-
-def test_a_table_that_does_not_describe_the_images(tmp_path):
-    files = {"a/1": scan(0), "a/2": scan(1)}
-    for number, (text, reason) in enumerate([
-        ("label\nwell\n", "has none of the columns file_name, SOPInstanceUID, PatientID"),
-        ("file_name,label\n1,ill\n1,well\n", r"row 0 of a/metadata.csv names what another row names"),
-        ("file_name,label\n1,ill\n3,well\n", r"row 1 of a/metadata.csv names a file that is not there"),
-        ("PatientID,label\nnobody,ill\n", "describes none of the 2 images"),
-        ("SOPInstanceUID,label\n1.2.826.0.1.7000000,ill\n", r"1 of 2 files .* are no rows: 1 \(no ending\) \(a/2\)"),
-        ("file_name,label\n\0\xff", "cannot be read|names a file"),
-    ]):  # fmt: skip
-        root = folder(tmp_path / str(number), files | {"a/metadata.csv": text.encode("latin-1")})
-        with pytest.raises(DatasetError, match=reason):
-            plain_splits(str(root))
-
-
 # ------------------------------------------------------------------------------------------------------------ archives
 
 

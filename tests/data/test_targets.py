@@ -40,6 +40,9 @@ def target_of(columns: dict[str, tuple], streamed: bool = False) -> Target | Non
         ({"label": (List(Value("bool")), [[True, False, True]])}, LABELS, ("0", "1", "2")),
         ({"a": (Value("int64"), [0, 1]), "b": (Value("float64"), [NAN, -1.0])}, LABELS, ("a", "b")),
         ({"label": ({"a": Value("bool"), "b": Value("bool")}, [{"a": True, "b": None}])}, LABELS, ("a", "b")),
+        ({"mass": (Value("bool"), [True, None])}, LABELS, ("mass",)),
+        ({"mass": (Value("float64"), [NAN, 0.0, 1.0, -1.0])}, LABELS, ("mass",)),
+        ({"mass": (Value("float64"), [NAN, 0.0, 1.0, 2.0])}, NUMBERS, ("mass",)),
         ({"label": (List(Value("float32")), [[0.5, 0.5]])}, PROBABILITIES, ("0", "1")),
         ({"label": (List(Value("float32"), length=3), [None])}, PROBABILITIES, ("0", "1", "2")),
         ({"age": (Value("float32"), [1.0])}, NUMBERS, ("age",)),
@@ -52,8 +55,8 @@ def test_the_kind_follows_from_types_and_of_several_columns_from_values(columns,
 
 
 def test_texts_are_classes_or_labels_by_what_is_there():
-    assert target_of({"label": (None, ["dog", "cat", "dog"])}).names == ("cat", "dog")
-    lists = {"label": (None, [["flu"], ["cold", "flu"]])}
+    assert target_of({"label": (None, ["dog", "cat", "dog", ""])}).names == ("cat", "dog")
+    lists = {"label": (None, [["flu"], [""], ["cold", "flu"]])}  # "".split("|") is [""]
     assert (target_of(lists).kind, target_of(lists).names) == (LABELS, ("cold", "flu"))
     with pytest.raises(DatasetError, match="--no-streaming"):
         target_of(lists, streamed=True)
@@ -63,7 +66,6 @@ def test_texts_are_classes_or_labels_by_what_is_there():
     ("columns", "reason"),
     [
         ({"label": (List(Value("int64")), [[0, 1, 1]])}, "zeros and ones to List"),
-        ({"label": (Value("bool"), [True])}, "--no-labels"),
         ({"a": (Value("int64"), [1]), "b": (Value("string"), ["yes"])}, "column 'b' holds"),
     ],
 )  # fmt: skip
