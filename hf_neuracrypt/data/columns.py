@@ -11,7 +11,7 @@ from datasets.features.features import generate_from_arrow_type
 
 from hf_neuracrypt.data.manifest import MANIFEST, REJECTED
 from hf_neuracrypt.data.record import records_of
-from hf_neuracrypt.errors import DatasetError, printable
+from hf_neuracrypt.errors import DatasetError, NeuraCryptError, printable
 
 
 IMAGE_COLUMNS = ("image", "img", "pixel_values")
@@ -99,10 +99,23 @@ def features_of(name: str, split: Dataset | IterableDataset) -> Features:
     """The features of a split; of a stream that declares none, as its first rows have them, or None for a column."""
     if split.features is not None:
         return split.features
-    rows = list(split.take(FIRST_ROWS))
+    rows = first_rows(split, FIRST_ROWS)
     if not rows:
         raise DatasetError(f"the dataset is empty: a stream of the split {name} has no row")
     return Features({column: _feature_of([row.get(column) for row in rows]) for column in rows[0]})
+
+
+def first_rows(split: IterableDataset, count: int) -> list[dict[str, Any]]:
+    """Those of a stream. Raises DatasetError if its files cannot be read, or are not all alike."""
+    try:
+        return list(split.take(count))
+    except NeuraCryptError:
+        raise
+    except Exception as error:  # of whatever reads the files; its text may quote a cell
+        raise DatasetError(
+            f"the rows of the split {split.split} cannot be read ({type(error).__name__}): all files of a dataset need "
+            "the same columns, of the same types"
+        ) from None
 
 
 def _feature_of(values: list) -> Any:

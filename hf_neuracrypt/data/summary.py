@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from datasets import Dataset, IterableDataset
 
+from hf_neuracrypt.data.columns import first_rows
 from hf_neuracrypt.data.dataset import Plan
 from hf_neuracrypt.data.files import Files, show
 from hf_neuracrypt.errors import ImageError, printable
@@ -101,7 +102,7 @@ def _frames(source: object) -> int:
 def _some(plan: Plan, name: str, split: Dataset | IterableDataset) -> Sequence[object]:
     source = plan.source(name, split)
     if isinstance(source, IterableDataset):
-        return [row[plan.columns.image] for row in source.take(LOOKED_AT)]
+        return [row[plan.columns.image] for row in first_rows(source, LOOKED_AT)]
     places = np.unique(np.linspace(0, len(source) - 1, min(LOOKED_AT, len(source))).astype(int))
     return source.select(places)[plan.columns.image][:]
 

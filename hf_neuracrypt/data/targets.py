@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, IterableDataset
 
-from hf_neuracrypt.data.columns import FIRST_ROWS, Columns
+from hf_neuracrypt.data.columns import FIRST_ROWS, Columns, first_rows
 from hf_neuracrypt.errors import DatasetError
 
 
@@ -144,7 +144,7 @@ def label_rows(split: Dataset | IterableDataset, columns: Columns) -> Iterator[A
                 for cells in zip(*(batch[name] for name in names)):
                     yield columns.value(dict(zip(names, cells)))
     elif names:
-        for row in split.select_columns(names).take(FIRST_ROWS):
+        for row in first_rows(split.select_columns(names), FIRST_ROWS):
             yield columns.value(row)
 
 
@@ -257,8 +257,9 @@ def splits_without(splits: Splits, found: Mapping[str, Features], columns: Colum
     labelled = [name for name in splits if name not in without]
     if not labelled:
         streams = any(isinstance(split, IterableDataset) for split in splits.values())
-        who = f"none of the first {FIRST_ROWS} rows (shuffle them)" if streams else "no row"
-        raise DatasetError(f"{who} has a label in {', '.join(columns.labels)}: leave the column out with --no-labels")
+        who, way = (f"none of the first {FIRST_ROWS} rows", "shuffle the rows, or ") if streams else ("no row", "")
+        what = ", ".join(columns.labels)
+        raise DatasetError(f"{who} has a label in {what}: {way}leave the column out with --no-labels")
     for name in labelled if len(columns.labels) == 1 else ():
         other = found[name][columns.labels[0]]
         if isinstance(target.feature, dict) and not isinstance(other, dict):

@@ -52,7 +52,10 @@ class Splits:
     def to_learn(self) -> Target:
         """The target, its names known. Raises DatasetError when there is nothing to learn."""
         if self.target is None:
-            raise DatasetError(f"there is no label column: the columns are {', '.join(self.columns.others)}")
+            found = ", ".join((self.columns.image, *self.columns.others))
+            raise DatasetError(
+                f"there are no labels to learn (the columns are {found}): encrypt again with them, without --no-labels"
+            )
         return self.target
 
     @property
