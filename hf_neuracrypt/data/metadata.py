@@ -33,9 +33,11 @@ def described(files: Files, images: Sequence[PurePath], headers: Headers) -> tup
     goes on.
 
     Raises:
-        DatasetError: a table has none of them, or names one thing twice, or a file that is not there; tables differ, or
-            describe none of these images.
+        DatasetError: a folder has two tables; one names images by none of these columns, or one thing twice, or a file
+            that is not there; tables differ, or describe none of these images.
     """
+    if len({table.parent for table in files.metadata}) < len(files.metadata):
+        raise DatasetError(f"of {show(files.metadata)} two lie in one folder: keep one of them")
     tables = {table: _rows_by_name(files, table) for table in files.metadata}
     chosen: dict[PurePath, list[tuple[int, PurePath]]] = {table: [] for table in tables}
     for image in images:

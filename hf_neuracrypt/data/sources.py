@@ -9,7 +9,7 @@ import datasets
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
 from hf_neuracrypt.data import folders, tables
-from hf_neuracrypt.data.files import CONVERT, Files, describe, dicom_members, name_kinds, show
+from hf_neuracrypt.data.files import CONVERT, Files, builder_of, describe, dicom_members, name_kinds, show
 from hf_neuracrypt.data.manifest import MANIFEST, MAX_MANIFEST_BYTES, parse_manifest, read_manifest
 from hf_neuracrypt.data.places import HUB, is_address, place, reachable
 from hf_neuracrypt.data.record import Record
@@ -137,10 +137,12 @@ def _left_out(files: Files, splits: Mapping[str, Dataset | IterableDataset], max
         unused, read = tables.unread(files), tables.main_tables(files)
     total = len({*unused, *read})
     counted = f"{len(unused):,} of {total:,} files of {files.root} are no rows: {name_kinds(unused)}"
-    if nameless := [file for file in unused if file in files.images and files.are_images and files.metadata]:
-        counted += f"; {show(files.metadata)} does not name {len(nameless):,} of them"
+    nameless = len({*unused}.intersection(files.images)) if files.are_images else 0  # only tables leave images out
+    if nameless:
+        counted += f"; {show(files.metadata)} does not name {nameless:,} of them"
     if len(unused) > max_bad_fraction * total:
-        raise DatasetError(f"{counted}; {CONVERT}; move away what is no image, or allow a --max-bad-fraction")
+        way = f"{CONVERT}; move away what is no image" if nameless < len(unused) else "name them there"
+        raise DatasetError(f"{counted}; {way}, or allow a --max-bad-fraction")
     return counted if unused else ""
 
 
@@ -186,7 +188,7 @@ def load_source(
             raise HubError(reason) from error
         empty = _empty_split(path)
         why = first_line(_innermost(error)) if empty is None else f"its split {empty} is empty: remove it"
-        way = "; unpack it: a folder of images is read" if "TAR archive" in why else ""
+        way = "; unpack it: a folder of images is read" if builder_of(PurePath(name)) == "webdataset" else ""
         raise DatasetError(f"cannot load the dataset {name}: {why}{way}") from error
     if isinstance(loaded, Dataset):
         loaded = DatasetDict({str(loaded.split or "train"): loaded})

@@ -226,6 +226,8 @@ def test_tables_whose_names_lose_rows_or_images_beside_them(tmp_path):
 def test_image_folders_do_not_touch_the_cache(tmp_path, monkeypatch):
     """File names are no business of a cache, either."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    table = {"2.png": PNG, "metadata.csv": b"file_name,label\n2.png,a\n"}
+    assert load_source(folder(tmp_path / "described", table))["train"][0]["label"] == "a"
     loaded = load_source(folder(tmp_path / "photos", ["a/1.png", "b/2.png"]))["train"]
     np.testing.assert_array_equal(np.asarray(loaded[0]["image"]), make_images(1, 20)[0])
     assert isinstance(loaded.features["image"], Image) and not (tmp_path / "cache").exists()

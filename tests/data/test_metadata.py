@@ -71,9 +71,8 @@ def test_images_that_metadata_does_not_name(tmp_path):
     splits, left_out = plain_splits(root)
     assert splits["train"]["label"] == ["cat", "dog"] and not left_out
     table.write_text("file_name,label\n2.png,dog\n")
-    with pytest.raises(
-        DatasetError, match=r"1 of 2 files .* are no rows: 1 \.png \(__x__/1\.png\); metadata\.csv does not name 1"
-    ):
+    reason = r"1 of 2 files .* are no rows: 1 \.png \(__x__/1\.png\); metadata\.csv does not name 1 of them; name them"
+    with pytest.raises(DatasetError, match=reason):
         plain_splits(root)
 
 
@@ -128,6 +127,14 @@ def test_rows_are_in_the_order_of_the_table(tmp_path):
 def test_a_table_that_cannot_be_used_says_how_to_save_it(content, reason, tmp_path):
     root = folder(tmp_path / "photos", {"1.png": PNG, "metadata.csv": content})
     with pytest.raises(DatasetError, match=reason):
+        plain_splits(str(root))
+
+
+def test_two_tables_in_one_folder(tmp_path):
+    root = folder(tmp_path / "photos", {"1.png": PNG, "2.png": PNG})
+    table(root, "file_name", {"1.png": {"label": "cat"}})
+    table(root, "file_name", {"2.png": {"label": "cat"}}, "jsonl")
+    with pytest.raises(DatasetError, match="two lie in one folder"):
         plain_splits(str(root))
 
 
