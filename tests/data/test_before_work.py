@@ -274,6 +274,15 @@ def test_text_labels_of_a_streamed_csv(tmp_path, key_file):
     assert encrypt(tmp_path / "list.csv", key_file, tmp_path / "out", "--no-streaming").returncode == 0
 
 
+def test_splits_of_a_stream_whose_types_differ(tmp_path, key_file):
+    (tmp_path / "tables").mkdir()
+    for split, labels in {"train": [0, 1], "test": ["flu", "cold"]}.items():
+        plain = make_dataset(2).remove_columns("label").add_column("label", labels)
+        plain.to_parquet(str(tmp_path / "tables" / f"{split}.parquet"))
+    result = encrypt(tmp_path / "tables", key_file, tmp_path / "out")
+    assert_one_line_error(result, "the rows of the split test cannot be read", "the same columns, of the same types")
+
+
 def test_an_empty_split_is_named(tmp_path):
     DatasetDict(train=make_dataset(3), test=make_dataset(3).select([])).save_to_disk(str(tmp_path / "plain"))
     with pytest.raises(DatasetError, match="split test is empty"):

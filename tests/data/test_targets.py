@@ -43,6 +43,7 @@ def target_of(columns: dict[str, tuple], streamed: bool = False) -> Target | Non
         ({"mass": (Value("bool"), [True, None])}, LABELS, ("mass",)),
         ({"mass": (Value("float64"), [NAN, 0.0, 1.0, -1.0])}, LABELS, ("mass",)),
         ({"mass": (Value("float64"), [NAN, 0.0, 1.0, 2.0])}, NUMBERS, ("mass",)),
+        ({"mass": (Value("float64"), [NAN, 0.0])}, NUMBERS, ("mass",)),
         ({"label": (List(Value("float32")), [[0.5, 0.5]])}, PROBABILITIES, ("0", "1")),
         ({"label": (List(Value("float32"), length=3), [None])}, PROBABILITIES, ("0", "1", "2")),
         ({"age": (Value("float32"), [1.0])}, NUMBERS, ("age",)),
