@@ -132,7 +132,7 @@ def _json(path: Path, answer: list[dict]) -> str:
 
 def _line(path: Path, answer: list[dict], width: int) -> str:
     """A row of a table: the file, then scores and labels, the best first."""
-    widest = min(max(len(entry["label"]) for entry in answer), LABEL_WIDTH)
+    widest = min(max((len(entry["label"]) for entry in answer), default=0), LABEL_WIDTH)
     cells = (f"{entry['score']:.3f} {entry['label']:{widest}}" for entry in answer)
     return printable("  ".join((f"{path!s:{width}}", *cells)).rstrip())
 
