@@ -264,6 +264,8 @@ if __name__ == "__main__":
     logging.basicConfig(format="%(message)s")
     logging.getLogger("hf_neuracrypt").setLevel(logging.INFO)
     transformers_logging.disable_progress_bar()  # of loading and saving weights
+    # Of epochs that take less than a second, whose checkpoints are then told apart by their numbers.
+    logging.getLogger("transformers.trainer_utils").addFilter(lambda record: "mtime" not in record.getMessage())
     with one_line_errors():
         main(*parse(sys.argv[1:]))
         PartialState().destroy_process_group()  # otherwise ranks may abort when they end

@@ -321,6 +321,12 @@ def load_script(name: str):
         return importlib.import_module(name)
 
 
+def notes(result: subprocess.CompletedProcess) -> list[str]:
+    """The lines on stderr, without progress bars."""
+    lines = result.stderr.replace("\r", "\n").splitlines()
+    return [line for line in lines if line.strip("\x1b[A ") and "it/s]" not in line and "%|" not in line]
+
+
 def assert_one_line_error(result: subprocess.CompletedProcess, *fragments: str) -> None:
     """Status is not 0, and stderr ends in one line that says what is wrong, without a traceback."""
     assert result.returncode not in (0, 1), result.stderr

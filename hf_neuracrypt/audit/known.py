@@ -47,7 +47,7 @@ def known_plaintext(pairs: Pairs, seed: int) -> tuple[Row, dict[int, np.ndarray]
     figures: dict[str, float | None] = {"mean_image_psnr": baseline, "mean_image_ssim": baseline_ssim}
     reconstructed, needed = {}, None
     counts = [count for count in PAIR_COUNTS if count <= len(pool)]
-    for count in tqdm(counts, desc="Known pairs", leave=False):
+    for count in tqdm(counts, desc="Known plaintext", unit=" tries", leave=False):
         guesses = attempts(pairs, pool[:count].tolist(), held_out.tolist(), seed)
         found = {method: quality(truth, images) for method, images in guesses.items()}
         for method, (psnr, ssim) in found.items():

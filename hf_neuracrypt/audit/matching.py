@@ -182,7 +182,7 @@ def unshuffle(shuffled: np.ndarray, orders: np.ndarray, seed: int = 0) -> Row:
     """
     patches = components(shuffled - shuffled.mean((0, 1)), seed, SHUFFLE_COMPONENTS)
     places, scale = patches[0], np.eye(patches.shape[-1], dtype=np.float32)
-    for _ in tqdm(range(SHUFFLE_ROUNDS), desc="Patch shuffle", leave=False):
+    for _ in tqdm(range(SHUFFLE_ROUNDS), desc="Patch shuffle", unit=" rounds", leave=False):
         restored, right, reference = np.empty_like(patches), [], places @ scale
         for number, image in enumerate(patches):
             scaled = image @ scale

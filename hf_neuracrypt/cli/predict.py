@@ -59,11 +59,16 @@ def predict(
         classifier = Classifier(encoder, Endpoint(endpoint, encoder.stored, send_token), record.true_names(key))
         if is_in_clear(endpoint):
             note("warning: over http, anybody on the way can read and change ciphertexts and answers: use https")
+    if len(found) > 1:
+        where = f"into {output}" if output else "a line each, the best label first"
+        note(f"Asking {model or endpoint} about {len(found):,} images: {where}.")
     try:
-        with files.writer(output, as_json) as show:
+        with files.writer(output, as_json, found) as show:
             left_out = files.answer_files(classifier, found, top_k, show)
     except KeyboardInterrupt:
         fail(f"interrupted; {files.what_is_left(output)}", 130)
+    if output:
+        note(f"Wrote {output}: the answers to {len(found) - left_out:,} images.")
     if left_out:
         note(f"{left_out:,} of {len(found):,} images could not be encrypted and were left out.")
         raise typer.Exit(3)

@@ -38,13 +38,20 @@ def push(
     key = load_key(key_file, passphrase_file) if key_file else None
 
     from hf_neuracrypt.audit.results import read_audit
+    from hf_neuracrypt.data.manifest import read_manifest
     from hf_neuracrypt.publish.push import push_dataset
 
+    images = ", ".join(f"{split} {count:,} images" for split, count in read_manifest(folder)["rows"].items())
+    note(f"Publishing {folder} ({images}) in the {'public' if public else 'private'} repository {repo}.")
     url = push_dataset(
         folder, repo, key, public=public, gated=gated, keep_columns=tuple(keep_column or ()), license=license,
         replace_key=replace_key, audit=read_audit(audit) if audit else None,
     )  # fmt: skip
     typer.echo(url)
+    name = url.partition("/datasets/")[2].partition("/commit/")[0]  # with the owner, where none was given
+    note("Published. Next, on a rented GPU:")
+    note(f"  hf jobs uv run scripts/train.py --dataset_name {name} --output_dir model --push_to_hub \\")
+    note(f"      --hub_model_id {name}-model --model_name_or_path …")
     if replace_key:
         note(f"The earlier revisions of {repo} are still there: delete the repository to take them off the Hub.")
         note("What was encrypted under the old key stays readable to whoever has it. Train again: models know one key.")

@@ -159,6 +159,8 @@ def _one_line(address: str) -> Iterator[None]:
     except HfHubHTTPError as error:
         raise HubError(_explain_status(error, address)) from None
     except TRANSPORT_ERROR as error:
+        if "Timeout" in type(error).__name__:  # of older clients, which let it through
+            raise HubError(f"{address} has not answered for {TIMEOUT} seconds: try again") from None
         raise HubError(f"cannot reach {address}: {first_line(error)}") from None
     # The client's own complaints (a Hub model of another task), and an answer that is no JSON or of another shape.
     except (ValueError, TypeError, AttributeError, RecursionError) as error:

@@ -21,6 +21,7 @@ from hf_neuracrypt.prediction.classifier import Classifier
 
 
 BATCH_SIZE = 16
+FILE_WIDTH, LABEL_WIDTH = 60, 20  # of columns, at most: longer names stick out
 
 Show = Callable[[Path, list[dict]], None]
 
@@ -57,7 +58,7 @@ def answer_files(classifier: Classifier, files: Sequence[Path], top_k: int, show
         NeuraCryptError: the model stopped answering.
     """
     answered, rejected, waiting = 0, [], iter(files)
-    with tqdm(total=len(files), desc="Asking", unit=" images", disable=len(files) == 1) as bar:
+    with tqdm(total=len(files), desc="Asking the model", unit=" images", disable=len(files) == 1) as bar:
         while batch := list(islice(waiting, BATCH_SIZE)):
             good, stored = [], []
             for file, rows in zip(batch, encrypt_rows(classifier.encoder, batch)):
@@ -83,13 +84,14 @@ def answer_files(classifier: Classifier, files: Sequence[Path], top_k: int, show
 
 
 @contextmanager
-def writer(output: Path | None, as_json: bool) -> Iterator[Show]:
-    """Where answers go: lines on stdout, or a new file, to which each is written as it comes.
+def writer(output: Path | None, as_json: bool, files: Sequence[Path] = ()) -> Iterator[Show]:
+    """Where answers go: lines on stdout, aligned for `files`, or a new file, to which each is written as it comes.
 
     `.csv` has the columns image, rank, label, score; `.jsonl` a line for each image, as `as_json` prints it.
     """
     if output is None:
-        yield lambda path, answer: tqdm.write(_json(path, answer) if as_json else _line(path, answer))
+        width = min(max((len(str(file)) for file in files), default=0), FILE_WIDTH)
+        yield lambda path, answer: tqdm.write(_json(path, answer) if as_json else _line(path, answer, width))
         return
     with open(output, "x", newline="", encoding="utf-8") as file:
         if output.suffix == ".csv":
@@ -128,8 +130,11 @@ def _json(path: Path, answer: list[dict]) -> str:
     return json.dumps({"image": str(path), "predictions": answer})
 
 
-def _line(path: Path, answer: list[dict]) -> str:
-    return printable(f"{path}: " + ", ".join(f"{entry['label']} {entry['score']:.3f}" for entry in answer))
+def _line(path: Path, answer: list[dict], width: int) -> str:
+    """A row of a table: the file, then scores and labels, the best first."""
+    widest = min(max((len(entry["label"]) for entry in answer), default=0), LABEL_WIDTH)
+    cells = (f"{entry['score']:.3f} {entry['label']:{widest}}" for entry in answer)
+    return printable("  ".join((f"{path!s:{width}}", *cells)).rstrip())
 
 
 def _cell(text: str) -> str:

@@ -29,6 +29,11 @@ class Table(ProgressCallback):
             self.training_bar.set_description("Training")
             self.training_bar.write("  ".join(self.columns))
 
+    def on_prediction_step(self, args, state, control, **kwargs):
+        super().on_prediction_step(args, state, control, **kwargs)
+        if self.prediction_bar is not None:
+            self.prediction_bar.set_description("Evaluating", refresh=False)
+
     def on_log(self, args, state, control, logs=None, **kwargs):
         if self.training_bar is None or not logs:
             return

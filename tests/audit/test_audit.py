@@ -25,7 +25,7 @@ from hf_neuracrypt.images import to_png
 from hf_neuracrypt.keys import SecretKey
 from hf_neuracrypt.publish.cards import dataset_card
 from hf_neuracrypt.schemes import SCHEMES, EncoderConfig, make_config
-from tests.helpers import assert_one_line_error, command, encrypt, make_dataset, make_images
+from tests.helpers import assert_one_line_error, command, encrypt, make_dataset, make_images, notes
 from tests.loopback_hub import LoopbackHub
 
 
@@ -129,8 +129,23 @@ def report(work, encrypted, output):
 
 @pytest.fixture(scope="module")
 def reported(work):
-    report(work, work / "encrypted", work / "report")
-    return work / "report"
+    """The folder of a report; what was said of it is looked at here, so that it is made once."""
+    output = work / "report"
+    result = audit(work, work / "encrypted", output)
+    assert result.returncode == 0, result.stderr
+    before, images, written, following = notes(result)
+    assert before.startswith(f"Attacking up to 512 images of {work / 'encrypted'}. With 512 of 224 pixels")
+    assert images.startswith("33 images were looked at. These are attacks tried") and str(output) in written
+    assert following.split()[:3] == ["hf-neuracrypt", "push", str(work / "encrypted")]
+    assert following.endswith(f"--audit {output / 'audit.json'}")
+    header, *table, skipped = result.stdout.splitlines()
+    attack, attacker = header.index("attack"), header.index("what the attacker has")
+    shown = [(line[:attack].rstrip(), line[attack:attacker].rstrip(), line[attacker:]) for line in table]
+    rows = read_audit(output / "audit.json").rows
+    tried = [(row.grade, row.title, row.attacker) for row in rows if row.grade != "not applicable"]
+    assert shown == sorted(tried, key=lambda row: GRADES.index(row[0])) and len(shown) > 8
+    assert skipped == "not applicable: " + ", ".join(row.title for row in rows if row.grade == "not applicable")
+    return output
 
 
 def test_two_runs_say_the_same_and_a_card_shows_it(work, reported, tmp_path):

@@ -147,7 +147,8 @@ def test_the_server_gets_the_encrypted_png_and_nothing_else(work, names):
     with serving((200, ANSWER)) as (address, received):
         result = ask(work, "--endpoint", address, photo, HF_TOKEN="hf_secret")
     assert result.returncode == 0, result.stderr
-    shown = f"{photo}: {names['class_1']} 0.900, {names['class_0']} 0.100\n"
+    widest = max(len(names["class_0"]), len(names["class_1"]))
+    shown = f"{photo}  0.900 {names['class_1']:{widest}}  0.100 {names['class_0']}\n"
     assert result.stdout == shown and "over http" not in result.stderr
     assert f"Encrypting as {SMALL.to_json()} under the key {key.id}" in result.stderr
     ((path, headers, body),) = received

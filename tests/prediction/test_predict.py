@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from hf_neuracrypt.jobs.job import Job
 from hf_neuracrypt.jobs.run import run
 from hf_neuracrypt.prediction import classifier, files
 from hf_neuracrypt.schemes import make_config
-from tests.helpers import SMALL, TINY_VIT, assert_one_line_error, command, make_dataset, save_model
+from tests.helpers import SMALL, TINY_VIT, assert_one_line_error, command, make_dataset, notes, save_model
 
 
 # Under each of them a ciphertext is nearly the picture, and the owner's key id, which is public, may stand beside it.
@@ -124,6 +125,24 @@ def test_how_it_encrypts_is_said_and_always_asked_for(work):
         assert_one_line_error(ask(work, "--model", work / "model", encrypted=encrypted), "is not encrypted")
     bare = command("predict", "--model", work / "model", "--key-file", work / "a.key", work / "photo.png")
     assert_one_line_error(bare, "--encrypted")
+
+
+def test_a_folder_is_answered_by_a_table_with_a_word_before_and_after(work, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.png", "a longer name.png"):
+        (tmp_path / name).write_bytes((work / "photo.png").read_bytes())
+    words = ("--encrypted", work / "encrypted", "--key-file", work / "a.key", ".")
+    shown = command("predict", "--model", work / "model", *words)
+    said = f"Encrypting as {SMALL.to_json()} under the key {SecretKey.load(work / 'a.key').id}."
+    asking = f"Asking {work / 'model'} about 2 images: "
+    assert notes(shown) == [said, f"{asking}a line each, the best label first."]
+    longer, short = shown.stdout.splitlines()
+    assert short == longer.replace("a longer name.png", "a.png            ")  # the same photo
+    labels = re.findall(r"  (0\.\d{3}) (cat  |dog  |horse)", f"{longer}  ")
+    assert len(labels) == 3 and sorted(labels, reverse=True) == labels
+    output = tmp_path / "answers.csv"
+    written = command("predict", "--model", work / "model", *words, "--output", output)
+    assert notes(written) == [said, f"{asking}into {output}.", f"Wrote {output}: the answers to 2 images."]
 
 
 def test_parameters_from_the_hub_need_consent(published, owners, tmp_path, monkeypatch):

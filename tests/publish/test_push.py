@@ -21,8 +21,10 @@ from tests.helpers import (
     assert_one_line_error,
     command,
     key_id,
+    load_script,
     make_dataset,
     make_images,
+    notes,
     push,
     started_with,
     write,
@@ -76,6 +78,21 @@ def test_parquet_files_are_small_and_the_same_each_time(tmp_path, small_encoder)
     assert read.features == shard.features and read.with_format("arrow")[:].to_pydict() == shard.data.table.to_pydict()
     column = pq.ParquetFile(tmp_path / "one.parquet").metadata.row_group(0).column(0)
     assert column.compression == "ZSTD" and column.has_offset_index
+
+
+def test_what_a_push_says(hub, owners):
+    """What goes where, and what to run next, with the owner's name where none was given."""
+    result = push(hub, owners, "one", "photos", "--key-file", owners / "one.key")
+    before, published, *following = (line for line in notes(result) if not line.startswith("shard.parquet"))
+    images = "train 300 images, test 30 images"
+    assert before == f"Publishing {owners / 'one'} ({images}) in the private repository photos."
+    assert published == "Published. Next, on a rented GPU:" and "owner/photos/commit/" in result.stdout
+    flags = " ".join(following).replace("\\", "").split()
+    assert flags[:6] == ["hf", "jobs", "uv", "run", "scripts/train.py", "--dataset_name"] and flags[6] == "owner/photos"
+    named = [*flags[5:], "unknown-model"]
+    with started_with(hub.environment(owners / "home")):
+        _, data_args, training_args = load_script("train").parse([word for word in named if word != "…"])
+    assert data_args.dataset_name == ["owner/photos"] and training_args.hub_model_id == "owner/photos-model"
 
 
 def test_a_failed_upload_resumes_without_sending_again(hub, owners):

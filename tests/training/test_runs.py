@@ -145,6 +145,7 @@ def test_what_a_run_says(folder, tmp_path):
     header = said.index("epoch  step  training loss  loss  accuracy")
     rows = [line.split() for line in said[header:] if len(line.split()) == 5 and "|" not in line]
     assert [row[:2] for row in rows] == [["1", "2"], ["2", "4"]]
+    assert any(line.startswith("Evaluating:") for line in said) and not any("mtime" in line for line in said)
     assert not any("LOAD REPORT" in line or "Loading weights" in line or "{" in line for line in said)
     (following,) = [line for line in said if line.startswith("python scripts/evaluate.py")]
     evaluated = command(*following.split()[1:])
