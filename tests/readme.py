@@ -28,7 +28,7 @@ NOT_RUN = {
     "make demo": "minutes long; CI runs both targets",
     "hf-neuracrypt predict --endpoint": "needs a server: prediction/test_endpoint.py has one on loopback",
     "# several processes": "many processes or nodes: scripts/test_scripts.py runs the launchers, small",
-    "# more images than this disk": "needs a bucket: jobs/test_buckets.py and jobs/test_to_hub.py have one on loopback",
+    "hf-neuracrypt encrypt --dataset 's3:": "needs a bucket: test_buckets.py and test_to_hub.py have one on loopback",
     "# metadata.csv": "images with findings: test_findings.py runs it, small",
     "hf jobs uv run": "needs a rented machine: scripts/test_scripts.py reads the header by which it runs",
     "accelerate launch --config_file": "several GPUs: training/test_ranks.py runs both files with two processes",
