@@ -154,7 +154,7 @@ def encrypt(
     from hf_neuracrypt.data.dataset import make_plan
     from hf_neuracrypt.data.manifest import read_manifest
     from hf_neuracrypt.data.sources import files_of, identity, plain_splits
-    from hf_neuracrypt.data.summary import describe, many_frames, rows_of, too_dark, unread_lists
+    from hf_neuracrypt.data.summary import describe, remarks, rows_of, unread_lists
     from hf_neuracrypt.encoders import load_encoder
     from hf_neuracrypt.jobs.job import Job
     from hf_neuracrypt.jobs.run import run
@@ -176,8 +176,7 @@ def encrypt(
             raise DatasetError(f"{like} has labels: name their --label-column, or give --no-labels")
         left = [f"Left out: {left_out}."] if left_out else []
         if rank == 0:
-            notes = (*left, *too_dark(splits, plan), *many_frames(splits, plan))
-            for line in (f"Found {describe(rows_of(splits), plan)}.", *notes):
+            for line in (f"Found {describe(rows_of(splits), plan)}.", *left, *remarks(splits, plan)):
                 note(line)
     with passing_folder() as passing:
         folder = passing / "encrypted" if repository else place(output)

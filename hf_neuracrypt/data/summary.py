@@ -16,7 +16,7 @@ from hf_neuracrypt.schemes import SchemeConfig
 
 
 LISTS = (".csv", ".tsv", ".json", ".jsonl", ".xlsx", ".xls", ".ods")
-LOOKED_AT = 16  # images of a split, for `too_dark`
+LOOKED_AT = 16  # images of a split, for `remarks`
 DARK = 64  # of 255: images of 14 bits or fewer, stored as 16
 
 
@@ -61,27 +61,18 @@ def _names(names: Sequence[str]) -> str:
     return ", ".join(printable(name[:40]) for name in names[:5]) + (", …" if len(names) > 5 else "")
 
 
-def too_dark(splits: Mapping[str, Dataset | IterableDataset], plan: Plan) -> list[str]:
-    """A sentence for each split some of whose images, looked at before work, are all nearly black."""
+def remarks(splits: Mapping[str, Dataset | IterableDataset], plan: Plan) -> list[str]:
+    """Sentences on splits whose images, some looked at before work, are all nearly black, or DICOM of many frames."""
     found = []
     for name, split in splits.items():
-        images = [as_array(image, plan.dtype) for image in _some(plan, name, split)]
-        config = plan.encoder.config
-        brightest = max((_brightest(image, config) for image in images), default=DARK)
+        images, config = _some(plan, name, split), plan.encoder.config
+        brightest = max((_brightest(as_array(image, plan.dtype), config) for image in images), default=DARK)
         if brightest < DARK:
             found.append(
                 f"Note: the images of {name} are nearly black: none of {len(images)} looked at is over {brightest} "
                 "of 255. Values of 16 bits are divided by 65,535, whatever they reach: rescale those of 12 bits first, "
                 "or give DICOM a --window."
             )
-    return found
-
-
-def many_frames(splits: Mapping[str, Dataset | IterableDataset], plan: Plan) -> list[str]:
-    """A sentence for each split some of whose images, looked at before work, are DICOM files of several frames."""
-    found = []
-    for name, split in splits.items():
-        images = _some(plan, name, split)
         most = max(map(_frames, images), default=1)
         if most > 1 and not any(isinstance(image, dict) and image.get("frame") for image in images):
             found.append(

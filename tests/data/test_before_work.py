@@ -26,7 +26,7 @@ from PIL import Image as PILImage
 from hf_neuracrypt import EncryptedView, encrypt_dataset, load_encoder
 from hf_neuracrypt.data.dataset import make_plan, spawned_workers
 from hf_neuracrypt.data.sources import load_source
-from hf_neuracrypt.data.summary import describe, rows_of, too_dark
+from hf_neuracrypt.data.summary import describe, remarks, rows_of
 from hf_neuracrypt.errors import DatasetError
 from hf_neuracrypt.keys import SecretKey
 from tests.helpers import (
@@ -238,7 +238,7 @@ def test_a_note_on_images_that_use_little_of_16_bits(small_encoder, key_file, tm
     splits = {"train": dark(4095), "test": dark(60000)}
     for kind in (lambda split: split, stream_of):
         chosen = {name: kind(split) for name, split in splits.items()}
-        (note,) = too_dark(chosen, make_plan(chosen, small_encoder))
+        (note,) = remarks(chosen, make_plan(chosen, small_encoder))
         assert "images of train are nearly black: none of 3 looked at is over 16 of 255" in note
     DatasetDict(splits).save_to_disk(str(tmp_path / "plain"))
     made = encrypt(tmp_path / "plain", key_file, tmp_path / "out")
