@@ -141,7 +141,10 @@ def test_two_tables_in_one_folder(tmp_path):
 # --------------------------------------------------------------------------------------------------------- every label
 
 
-def test_hidden_findings_of_patients_who_are_grouped(tmp_path, key_file):
+def test_hidden_findings_of_patients_who_are_grouped(tmp_path, insecure_key):
+    """Under one key: with another, so few patients may all be in one split."""
+    key_file = tmp_path / "fixed.key"
+    insecure_key.save(key_file)
     scans = folder(tmp_path / "scans", {f"IM{n:04d}": scan(n, frames=2 if n == 5 else 0) for n in range(16)})
     cells = {f"{WORD}-{p:04d}": {"Cardiomegaly": ("1", "0", "")[p % 3], "Infiltration": p % 2} for p in range(8)}
     table(scans, "PatientID", cells)
