@@ -50,6 +50,8 @@ class Server(ThreadingHTTPServer):
         image_size: (width, height) of the images that the model takes.
     """
 
+    request_queue_size = 128  # that may wait to be let in; with the default, 5, a burst is turned away
+
     def __init__(self, address: tuple[str, int], classify: Callable[..., Any], image_size: tuple[int, int]):
         super().__init__(address, Handler)
         self.classify, self.image_size = classify, image_size
