@@ -4,8 +4,8 @@ A ciphertext patch is nearly an affine function of the plain patch under it, the
 constant. So the covariances of ciphertext patches with their neighbours are those of plain patches seen through one
 unknown matrix, and covariances at a dozen offsets pin a matrix down, up to signs (the idea of second-order blind
 identification: AMUSE, Tong et al. 1991; SOBI, Belouchrani et al. 1997). Third moments tell a sign from the other:
-pictures are no negatives. Public images of roughly the same kind supply the plain side. That is `moments`; what it
-leaves inexact, `closest_points` and `denoising` improve.
+pictures are no negatives. Public images of roughly the same kind supply the plain side. That is `moments`; `adversary`
+chooses among its guesses and matches whole distributions, and `denoising` corrects what is still inexact.
 
 **This uses no secret, and it is an attack**: whoever holds enough ciphertexts and similar pictures can compute the map,
 and approximate images with it. It is here because a cloud that can learn well from ciphertexts is a cloud that can do
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import torch
 
-from hf_neuracrypt.alignment.closest_points import match_windows
+from hf_neuracrypt.alignment.adversary import match_windows
 from hf_neuracrypt.alignment.denoising import denoise
 from hf_neuracrypt.alignment.moments import match_moments
 from hf_neuracrypt.alignment.patches import Whitened, to_patches
@@ -30,7 +30,7 @@ __all__ = ["MAX_PATCHES", "MIN_GRID", "MIN_IMAGES", "Alignment", "align", "to_pa
 PLAIN_COMPONENTS, CIPHER_COMPONENTS = 64, 256
 MIN_IMAGES, MIN_GRID = 32, 3  # on either side; patches in a row of an image
 LEADING = 32  # components that moments and the denoiser look at
-MAX_PATCHES = 200_000  # on either side: 4,000 images of 49 patches, 1.6 GB of float32 for both
+MAX_PATCHES = 400_000  # on either side: 2,000 images of 196 patches, 2.5 GB of float32 for both
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,9 @@ def align(cipher: torch.Tensor, public: torch.Tensor, patch_size: int, seed: int
     plain = Whitened(to_patches(public, patch_size), PLAIN_COMPONENTS)
     hidden = Whitened(to_patches(cipher, patch_size), CIPHER_COMPONENTS)
     leading = min(LEADING, len(plain.scale), len(hidden.scale))
-    start = torch.zeros(len(hidden.scale), len(plain.scale))
-    start[:leading, :leading] = match_moments(hidden.values[..., :leading], plain.values[..., :leading], generator)
-    matched = match_windows(hidden, plain, start, generator)
-    found, explained = denoise(hidden, plain, matched[:, :leading], seed)
+    rotations = match_moments(hidden.values[..., :leading], plain.values[..., :leading], generator)
+    rest = torch.zeros(len(hidden.scale) - leading, leading)
+    matched = match_windows(hidden, plain, [torch.cat([rotation, rest]) for rotation in rotations], seed)
+    found, explained = denoise(hidden, plain, matched, seed)
     to_plain = hidden.basis / hidden.scale @ found @ (plain.basis * plain.scale)[:, :leading].T
     return Alignment(to_plain, hidden.mean.flatten(0, 1), plain.mean.flatten(0, 1), explained)

@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import gelu
 from tqdm.auto import tqdm
 
-from hf_neuracrypt.alignment.patches import Whitened, middles, windows
+from hf_neuracrypt.alignment.patches import Whitened, in_order, middles, windows
 
 
 ROUNDS = 9
@@ -43,7 +43,7 @@ def denoise(cipher: Whitened, plain: Whitened, start: torch.Tensor, seed: int) -
     clean = plain.values[..., :components]
     inputs, targets, ours = windows(clean), middles(clean), middles(cipher.values)
     inverse = torch.linalg.inv(ours.T @ ours / len(ours) + 1e-3 * torch.eye(ours.shape[1]))
-    found, steps = _in_order(start), min(STEPS, 1 + PASSES * len(inputs) // BATCH)
+    found, steps = in_order(start), min(STEPS, 1 + PASSES * len(inputs) // BATCH)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         denoiser = Denoiser(components)
@@ -55,7 +55,7 @@ def denoise(cipher: Whitened, plain: Whitened, start: torch.Tensor, seed: int) -
             cleaned = torch.cat([denoiser(part) for part in windows(guess).split(8192)])
             cleaned -= cleaned.mean(0)
             fitted = inverse @ (ours.T @ cleaned / len(ours))
-            found = _in_order(found + fitted / fitted.norm(dim=0))
+            found = in_order(found + fitted / fitted.norm(dim=0))
     explained = 1 - float((cleaned - ours @ fitted).square().sum() / cleaned.square().sum())
     return found * trust, explained  # uncertain components are shrunk towards the mean
 
@@ -76,9 +76,3 @@ def _learn(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-
-
-def _in_order(columns: torch.Tensor) -> torch.Tensor:
-    """Orthonormal columns (Gram, Schmidt): the first, known best, stay; what others share with them is removed."""
-    q, r = torch.linalg.qr(columns)
-    return q * r.diagonal().sign()

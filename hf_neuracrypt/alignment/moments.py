@@ -1,20 +1,19 @@
-"""The first guess: a rotation under which covariances of neighbouring patches, and third moments, agree."""
+"""The first guesses: rotations under which covariances of neighbouring patches, and third moments, agree."""
 
 import torch
 
 
-STARTS = 12  # random combinations of offsets; the rotation that fits all offsets best is kept
+STARTS = 12  # random combinations of offsets, each of which leads to a rotation
 THIRD = 0.3  # weight of third moments, in the first half of each search
 OFFSETS = [(dy, dx) for dy in range(4) for dx in range(-3, 4) if 0 < dy * dy + dx * dx <= 9 and (dy, dx) > (0, 0)]
 
 
-def match_moments(cipher: torch.Tensor, plain: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """The orthogonal matrix (K, K) under which covariances of `cipher`, at every offset, and third moments are most
-    like those of `plain`."""
+def match_moments(cipher: torch.Tensor, plain: torch.Tensor, generator: torch.Generator) -> list[torch.Tensor]:
+    """Orthogonal matrices (K, K), float32, under which covariances of `cipher`, at every offset, and third moments are
+    like those of `plain`: where the search ends, from each of its starts."""
     ours, theirs = _covariances(cipher), _covariances(plain)
     ours3, theirs3 = _third_moments(cipher), _third_moments(plain)
-    scale, scale3 = theirs.square().sum(), theirs3.square().sum()
-    best, best_score = torch.eye(ours.shape[-1]).double(), -float("inf")
+    scale, scale3, found = theirs.square().sum(), theirs3.square().sum(), list[torch.Tensor]()
     for _ in range(STARTS):
         weights = torch.rand(len(ours), 1, 1, generator=generator, dtype=torch.float64)
         # Eigenvectors of one random combination correspond by rank, up to their signs ...
@@ -36,12 +35,8 @@ def match_moments(cipher: torch.Tensor, plain: torch.Tensor, generator: torch.Ge
                 towards += THIRD * third / (3 * scale3)
             left, _, right = torch.linalg.svd(towards)
             rotation = left @ right
-        turned = _turned(ours3, rotation)
-        score = THIRD * float((turned * theirs3).sum() / (turned.norm() * theirs3.norm()))
-        score -= float((rotation.T @ ours @ rotation - theirs).square().sum() / scale)
-        if score > best_score:
-            best, best_score = rotation, score
-    return best.float()
+        found.append(rotation.float())
+    return found
 
 
 def _covariances(values: torch.Tensor) -> torch.Tensor:

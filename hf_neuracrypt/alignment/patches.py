@@ -32,3 +32,9 @@ def windows(values: torch.Tensor) -> torch.Tensor:
 def middles(values: torch.Tensor) -> torch.Tensor:
     """The patch in the middle of each window (B (g-2)^2, K)."""
     return values[:, 1:-1, 1:-1].flatten(0, 2)
+
+
+def in_order(columns: torch.Tensor) -> torch.Tensor:
+    """Orthonormal columns (Gram, Schmidt): the first, known best, stay; what others share with them is removed."""
+    q, r = torch.linalg.qr(columns)
+    return q * r.diagonal().sign()

@@ -33,7 +33,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from hf_neuracrypt import EncoderConfig, SecretKey, load_encoder
-from hf_neuracrypt.alignment import Alignment, align
+from hf_neuracrypt.alignment import MAX_PATCHES, Alignment, align
 from hf_neuracrypt.alignment.patches import to_patches
 from hf_neuracrypt.data.batches import encrypt_all, prepare_all
 from hf_neuracrypt.data.columns import find_columns
@@ -47,7 +47,7 @@ from hf_neuracrypt.schemes import SchemeConfig
 from hf_neuracrypt.training.recipes import PROBED, probe
 
 
-PUBLIC = 4_000  # images that an alignment is given of each side
+PUBLIC = 4_000  # images that an alignment is given of each side; of large ones as many as `train.py` takes
 ROWS = [
     Row("plain images", plain=True),
     Row("features at home", plain=True, frozen=True),
@@ -128,11 +128,12 @@ class Data:
         return read_rows(self.splits[split].select(range(start, start + count)), self.config)
 
     def public(self, kind: str) -> torch.Tensor:
+        count = min(PUBLIC, MAX_PATCHES // (self.config.image_size // self.config.patch_size) ** 2)
         if kind == "photos":  # brought to 32 px and then, as CIFAR is, to the size
-            return read_images(list(squares(PUBLIC, 32, PHOTOS + OTHER_PHOTOS, smallest=64)), self.config)
+            return read_images(list(squares(count, 32, PHOTOS + OTHER_PHOTOS, smallest=64)), self.config)
         rows = len(self.splits["train"])
-        start = max(self.args.train, min(10_000, rows - PUBLIC))  # never one that is also encrypted
-        return self._read("train", start, min(PUBLIC, rows - start))[0]
+        start = max(self.args.train, min(10_000, rows - count))  # never one that is also encrypted
+        return self._read("train", start, min(count, rows - start))[0]
 
     def versions(self, row: Row) -> list[torch.Tensor]:
         """Training images, a tensor for each epoch in turn."""
@@ -163,7 +164,7 @@ def train(row: Row, data: Data, seed: int) -> dict[str, Any]:
     result: dict[str, Any] = {}
     if row.public:
         public = to_float(data.public(row.public))
-        alignment = align(to_float(images[:PUBLIC]), public, data.config.patch_size, seed)
+        alignment = align(to_float(images[: len(public)]), public, data.config.patch_size, seed)
         if row.wrong_sign:
             alignment = replace(alignment, to_plain=-alignment.to_plain)
         fold(model, alignment)
