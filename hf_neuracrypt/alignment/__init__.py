@@ -80,7 +80,8 @@ def align(cipher: torch.Tensor, public: torch.Tensor, patch_size: int, seed: int
     leading = min(LEADING, len(plain.scale), len(hidden.scale))
     rotations = match_moments(hidden.values[..., :leading], plain.values[..., :leading], generator)
     rest = torch.zeros(len(hidden.scale) - leading, leading)
-    matched = match_windows(hidden, plain, [torch.cat([rotation, rest]) for rotation in rotations], seed)
+    starts = [torch.cat([sign * rotation, rest]) for rotation in rotations for sign in (1, -1)]
+    matched = match_windows(hidden, plain, starts, seed)
     found, explained = denoise(hidden, plain, matched, seed)
     to_plain = hidden.basis / hidden.scale @ found @ (plain.basis * plain.scale)[:, :leading].T
     return Alignment(to_plain, hidden.mean.flatten(0, 1), plain.mean.flatten(0, 1), explained)

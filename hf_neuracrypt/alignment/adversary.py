@@ -20,7 +20,7 @@ from hf_neuracrypt.alignment.patches import Whitened, in_order
 
 STAGES = ((8, 5e-3), (16, 5e-3), (32, 2e-3))  # components that are matched, those before stay; the rate of the others
 STEPS, BATCH, RATE = 400, 512, 1e-3  # of training in each stage; the rate is the critic's
-HEATS = ((60, 4), (150, 1))  # before the first stage: each guess plays so many steps, then so many are left
+HEATS = ((40, 4), (150, 1))  # before the first stage: each guess plays so many steps, then so many are left
 PASSES = 20  # over all windows in a stage, at most: with fewer images, everything is that much shorter
 PENALTY = 1.0  # on the slope of the critic at public windows (R1)
 
