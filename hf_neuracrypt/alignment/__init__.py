@@ -25,11 +25,10 @@ from hf_neuracrypt.alignment.patches import Whitened, to_patches
 from hf_neuracrypt.errors import NeuraCryptError
 
 
-__all__ = ["MAX_PATCHES", "MIN_GRID", "MIN_IMAGES", "Alignment", "align", "to_patches"]
+__all__ = ["MIN_GRID", "MIN_IMAGES", "Alignment", "align", "most_images", "to_patches"]
 
-PLAIN_COMPONENTS, CIPHER_COMPONENTS = 64, 256
+PLAIN_COMPONENTS, CIPHER_COMPONENTS = 32, 256  # the leading ones, whitened
 MIN_IMAGES, MIN_GRID = 32, 3  # on either side; patches in a row of an image
-LEADING = 32  # components that moments and the denoiser look at
 MAX_PATCHES = 400_000  # on either side: 2,000 images of 196 patches, 2.5 GB of float32 for both
 
 
@@ -56,6 +55,11 @@ class Alignment:
         return (patches - self.cipher_mean) @ self.to_plain + self.plain_mean
 
 
+def most_images(image_size: int, patch_size: int) -> int:
+    """How many images of a side, in pixels, an alignment is given of ciphertexts, and of public ones, at most."""
+    return MAX_PATCHES // (image_size // patch_size) ** 2
+
+
 @torch.no_grad()
 def align(cipher: torch.Tensor, public: torch.Tensor, patch_size: int, seed: int = 0) -> Alignment:
     """Find the map from ciphertext patches to plain ones, from unpaired images.
@@ -77,7 +81,7 @@ def align(cipher: torch.Tensor, public: torch.Tensor, patch_size: int, seed: int
     generator = torch.Generator().manual_seed(seed)
     plain = Whitened(to_patches(public, patch_size), PLAIN_COMPONENTS)
     hidden = Whitened(to_patches(cipher, patch_size), CIPHER_COMPONENTS)
-    leading = min(LEADING, len(plain.scale), len(hidden.scale))
+    leading = min(len(plain.scale), len(hidden.scale))
     rotations = match_moments(hidden.values[..., :leading], plain.values[..., :leading], generator)
     rest = torch.zeros(len(hidden.scale) - leading, leading)
     starts = [torch.cat([sign * rotation, rest]) for rotation in rotations for sign in (1, -1)]

@@ -21,7 +21,7 @@ from hf_neuracrypt.alignment.patches import Whitened, in_order
 STAGES = ((8, 5e-3), (16, 5e-3), (32, 2e-3))  # components that are matched, those before stay; the rate of the others
 STEPS, BATCH, RATE = 400, 512, 1e-3  # of training in each stage; the rate is the critic's
 HEATS = ((40, 4), (150, 1))  # before the first stage: each guess plays so many steps, then so many are left
-PASSES = 20  # over all windows in a stage, at most: with fewer images, everything is that much shorter
+PASSES = 20  # over all windows in a heat or a stage, at most: a critic soon memorises few images
 PENALTY = 1.0  # on the slope of the critic at public windows (R1)
 
 
@@ -65,22 +65,18 @@ class Game:
             answer, fake = self.critic(real), _windows(self.ours, self.map.detach())
             loss = softplus(-answer).mean() + softplus(self.critic(fake)).mean()
             slope = torch.autograd.grad(answer.sum(), real, create_graph=True)[0]
-            self._step(self.teacher, loss + PENALTY / 2 * slope.square().sum(1).mean())
+            _step(self.teacher, loss + PENALTY / 2 * slope.square().sum(1).mean())
             self.learner.param_groups[0]["lr"] = rate * min(1, 1.5 * (1 - step / steps)) if ending else rate
-            self._step(self.learner, softplus(-self.critic(_windows(self.ours, self.map))).mean())
+            _step(self.learner, softplus(-self.critic(_windows(self.ours, self.map))).mean())
             with torch.no_grad():
                 self.map.copy_(self._orthonormal(self.map))
             if step >= steps // 2:
                 lost, mean = lost + float(loss.detach()), mean + self.map.detach()
             progress.update()
         if ending:
-            self.map.data.copy_(self._orthonormal(mean))
+            with torch.no_grad():
+                self.map.copy_(self._orthonormal(mean))
         return lost / (steps - steps // 2)
-
-    def _step(self, optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
 
     def _orthonormal(self, columns: torch.Tensor) -> torch.Tensor:
         """The nearest orthonormal columns, the fixed ones first."""
@@ -93,8 +89,8 @@ def match_windows(cipher: Whitened, plain: Whitened, starts: Sequence[torch.Tens
     """A better map (K', K), with orthonormal columns, from whitened ciphertext patches to whitened plain ones than any
     of `starts` is."""
     windows = min(len(cipher.values), len(plain.values)) * (plain.values.shape[1] - 2) ** 2
-    share = min(1.0, PASSES * windows / (STEPS * BATCH))
-    heats, last = [(max(2, int(steps * share)), left) for steps, left in HEATS], max(2, int(STEPS * share))
+    most = max(2, PASSES * windows // BATCH)
+    heats, last = [(min(steps, most), left) for steps, left in HEATS], min(STEPS, most)
     before = (0, *(count for count, _ in STAGES))
     stages = [(fixed, *stage) for fixed, stage in zip(before, STAGES) if fixed < starts[0].shape[1]]
     total, players = len(stages) * last, len(starts)
@@ -117,9 +113,15 @@ def _race(
     count, rate = STAGES[0]
     games = [(Game(cipher, plain, start[:, :count], 0), start[:, count:]) for start in starts]
     for steps, left in heats:
-        order = sorted(((game.play(steps, rate, progress), -i) for i, (game, _) in enumerate(games)), reverse=True)
-        games = [games[-i] for _, i in order[:left]]
+        misled = [game.play(steps, rate, progress) for game, _ in games]
+        games = [games[i] for i in sorted(range(len(games)), key=misled.__getitem__, reverse=True)[:left]]
     return torch.cat([games[0][0].map.detach(), games[0][1]], dim=1)
+
+
+def _step(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
 
 
 def _windows(values: torch.Tensor, to: torch.Tensor | None = None) -> torch.Tensor:

@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import nn
 from tqdm.auto import tqdm
 
-from hf_neuracrypt.alignment import MAX_PATCHES, MIN_GRID, MIN_IMAGES, align
+from hf_neuracrypt.alignment import MIN_GRID, MIN_IMAGES, align, most_images
 from hf_neuracrypt.audit.known import quality
 from hf_neuracrypt.audit.pairs import Pairs, cut, join, mean_patch, symbols, to_patches
 from hf_neuracrypt.audit.results import NOT_APPLICABLE, Row, grade
@@ -45,7 +45,7 @@ def unpaired(pairs: Pairs, held_out: np.ndarray, seed: int) -> tuple[Row, np.nda
     public, hidden = np.split(order, [len(pairs) // 2])
     if config.symbol_bits is not None or not pairs.is_image or grid < MIN_GRID:
         return Row("unpaired", NOT_APPLICABLE, "For image-to-image networks of 3 x 3 patches or more."), None
-    hidden = np.concatenate([held_out, hidden])[: MAX_PATCHES // grid**2]
+    hidden = np.concatenate([held_out, hidden])[: most_images(config.image_size, config.tile)]
     if min(len(public), len(hidden)) < MIN_IMAGES:
         return Row("unpaired", NOT_APPLICABLE, f"It takes {2 * MIN_IMAGES} images and more."), None
     found = align(_to_float(pairs.encrypted[hidden]), _to_float(pairs.plain[public]), config.tile, seed)

@@ -107,7 +107,7 @@ def aligned_start(
     public = splits["train"] if "train" in splits else next(iter(splits.values()))
     public_columns = find_columns(public.features, None, ())
     size, patch_size = side(model.config, "image_size"), side(model.config, "patch_size")
-    count = alignment.MAX_PATCHES // (size // patch_size) ** 2
+    count = alignment.most_images(size, patch_size)
     cipher, labels = _images(split, Collator(columns, reader(records, size), target), count, seed)
     plain, _ = _images(undecoded(public, public_columns), Collator(public_columns, reader([], size)), count, seed)
     found = alignment.align(cipher, plain, patch_size, seed)

@@ -33,7 +33,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from hf_neuracrypt import EncoderConfig, SecretKey, load_encoder
-from hf_neuracrypt.alignment import MAX_PATCHES, Alignment, align
+from hf_neuracrypt.alignment import Alignment, align, most_images
 from hf_neuracrypt.alignment.patches import to_patches
 from hf_neuracrypt.data.batches import encrypt_all, prepare_all
 from hf_neuracrypt.data.columns import find_columns
@@ -128,7 +128,7 @@ class Data:
         return read_rows(self.splits[split].select(range(start, start + count)), self.config)
 
     def public(self, kind: str) -> torch.Tensor:
-        count = min(PUBLIC, MAX_PATCHES // (self.config.image_size // self.config.patch_size) ** 2)
+        count = min(PUBLIC, most_images(self.config.image_size, self.config.patch_size))
         if kind == "photos":  # brought to 32 px and then, as CIFAR is, to the size
             return read_images(list(squares(count, 32, PHOTOS + OTHER_PHOTOS, smallest=64)), self.config)
         rows = len(self.splits["train"])

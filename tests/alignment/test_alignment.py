@@ -17,6 +17,7 @@ from hf_neuracrypt.models.embeddings import fold
 from tests.helpers import TINY_VIT, scenes
 
 
+pytestmark = pytest.mark.usefixtures("short_search")
 PATCH, COUNT = 8, 120
 
 
@@ -24,9 +25,6 @@ def explained(found: Alignment, plain: torch.Tensor, cipher: torch.Tensor) -> fl
     """The share of the variance of true patches that the decrypted ones explain."""
     true, guess = to_patches(plain, PATCH).flatten(1, 2), found.decrypt(cipher, PATCH)
     return 1 - float((guess - true).square().mean() / (true - true.mean(0)).square().mean())
-
-
-pytestmark = pytest.mark.usefixtures("short_search")
 
 
 @pytest.fixture(scope="module")
@@ -42,14 +40,14 @@ def linear(short_search):
 
 def test_a_random_linear_map_is_found_without_pairs(linear):
     plain, cipher, found = linear
-    assert explained(found, plain, cipher) > 0.25 and 0.5 < found.explained <= 1
+    assert explained(found, plain, cipher) > 0.5 and 0.5 < found.explained <= 1
     assert explained(replace(found, to_plain=-found.to_plain), plain, cipher) < 0
 
 
 def test_a_picture_is_told_from_its_negative(linear):
     """No covariance tells them apart. The sign is that of the public images, not one that the method prefers."""
     plain, cipher, _ = linear
-    assert explained(align(cipher, -scenes(COUNT, 2), PATCH), -plain, cipher) > 0.25
+    assert explained(align(cipher, -scenes(COUNT, 2), PATCH), -plain, cipher) > 0.5
 
 
 def test_the_encoder_itself_is_seen_through(insecure_key):

@@ -168,11 +168,11 @@ def test_a_network_learns_what_is_the_same_under_all_keys(scheme, small, monkeyp
 
 def test_images_are_reconstructed_without_a_pair(insecure_key, short_search):
     """What is seen through is graded so, noise is not; for other schemes, and a handful of images, it says so."""
-    images = ((scenes(400, 1) + 1) * 127.5).byte().numpy()
+    images = ((scenes(250, 1) + 1) * 127.5).byte().numpy()
     config = EncoderConfig(image_size=48, patch_size=8, depth=1)
     encrypted = encrypt_all(load_encoder(config, insecure_key).encrypt, images)
     row, found = unpaired(Pairs(config, images, encrypted), np.arange(8), 0)
-    assert row.grade in ("weak", "leaks") and quality(images[:8], found)[0] == row.figures["psnr"], row
+    assert row.grade == "leaks" and quality(images[:8], found)[0] == row.figures["psnr"], row
     noise = np.random.default_rng(0).integers(0, 256, images[:100].shape, np.uint8)
     assert unpaired(Pairs(config, images[:100], noise), np.arange(8), 0)[0].grade == "near chance"
     few = unpaired(Pairs(config, images[:60], noise[:60]), np.arange(8), 0)
