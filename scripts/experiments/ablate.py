@@ -5,17 +5,21 @@ python scripts/experiments/ablate.py --output model_cards/results/ablation.json 
 
 It trains on the first images of the training split and tests on the first of the test split. The public images of the
 same kind are images 10,000 on of the training split (of a smaller one, the last), without labels; those of another kind
-are squares of scikit-image's and scikit-learn's photos. What the file already holds is not run again. Every seed, and
-every start, draws a new key; trained models are also asked under one more key. Images stay in memory and a loop in
-bfloat16, or float32 where that is faster, stands in for `Trainer`: one cycle of the learning rate, AdamW, the rates of
-the recipe. Rows with LoRA need `peft`. Before training, each row is probed: how well a ridge regression on the frozen
+are squares of scikit-image's and scikit-learn's photos. What the file already holds is not run again, and a row that
+was stopped goes on after its last epoch, from a file beside the output. A seed names the keys as well, insecure on
+purpose; trained models are also asked under one more key. Images stay in memory and a loop in bfloat16, or float32
+where that is faster, stands in for `Trainer`: one cycle of the learning rate, AdamW, the rates of the recipe. Rows with
+LoRA need `peft`. Before training, each row is probed: how well a ridge regression on the frozen
 model's class token predicts the labels of 600 images; `--epochs 0` does nothing else. "Features at home" trains
 nothing: a logistic regression on those tokens of plain images, and their 20 nearest neighbours.
 """
 
 import argparse
 import functools
+import hashlib
 import json
+import os
+import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -27,10 +31,10 @@ import numpy as np
 import torch
 from datasets import Dataset
 from features import at_home
-from fine_tune import Row, accuracy, fine_tune, to_float, with_lora
+from fine_tune import FineTuning, Row, accuracy, to_float, with_lora
 from photos import OTHER_PHOTOS, PHOTOS, squares
-from torch import nn
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel
 
 from hf_neuracrypt import EncoderConfig, SecretKey, load_encoder
 from hf_neuracrypt.alignment import Alignment, align, most_images
@@ -91,6 +95,11 @@ def read_rows(rows: Dataset, config: SchemeConfig) -> tuple[torch.Tensor, torch.
     return read_images(rows[columns.image], config), torch.tensor(rows[columns.labels[0]])
 
 
+def insecure_key(name: str) -> SecretKey:
+    """A key that everybody can make again, for images that everybody has."""
+    return SecretKey(hashlib.sha256(f"insecure: {name}".encode()).digest())
+
+
 def encrypted(encoder: Encoder, images: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(encrypt_all(encoder.encrypt, images.numpy()))
 
@@ -104,10 +113,11 @@ def rounded(images: Any, bits: int) -> Any:
 class Data:
     """Images in memory, uint8 (B, 3, S, S), plain and encrypted by an encoder of a width and a depth."""
 
-    def __init__(self, args: argparse.Namespace, width: int, depth: int):
+    def __init__(self, args: argparse.Namespace, seed: int, width: int, depth: int):
         self.args, self.splits = args, load_source(args.dataset)
         self.config = EncoderConfig(image_size=args.image_size, width=width, depth=depth)
-        self.encoder, self.other = (load_encoder(self.config, SecretKey.generate()) for _ in range(2))
+        keys = insecure_key(f"seed {seed}"), insecure_key(f"seed {seed}, another")
+        self.encoder, self.other = (load_encoder(self.config, key) for key in keys)
         self.plain, self.labels = self._read("train", 0, args.train)
         self.plain_test, self.test_labels = self._read("test", 0, args.test)
 
@@ -151,16 +161,38 @@ def explained(alignment: Alignment, data: Data) -> float:
     return 1 - float((guess - true).square().mean() / (true - true.mean(0)).square().mean())
 
 
-def train(row: Row, data: Data, seed: int) -> dict[str, Any]:
-    """What the row starts from, accuracy after each epoch, and the last training loss."""
+def train(row: Row, data: Data, seed: int, unfinished: Path) -> dict[str, Any]:
+    """What the row starts from, accuracy after each epoch, and the last training loss.
+
+    `unfinished` is the file that each epoch leaves, and from which a run that was stopped goes on.
+    """
     torch.manual_seed(seed)
     names = [str(label) for label in range(int(data.labels.max()) + 1)]
     model = load_model(data.args.model, None, names, data.args.image_size, [])
     if row.frozen:
         found = at_home(model, data.plain, data.labels, data.plain_test, data.test_labels)
         return {"accuracy": [found.pop("linear")], **found}
-    images, test = (data.plain, data.plain_test) if row.plain else (data.cipher, data.cipher_test)
-    images, test = rounded(images, row.bits), rounded(test, row.bits)
+    saved = torch.load(unfinished, weights_only=True) if unfinished.exists() else None
+    result = saved["result"] if saved else start(model, row, data, seed)
+    if row.lora:
+        model = with_lora(model, row.lora)
+    learning = FineTuning(model, data.versions(row), data.labels, epochs=data.args.epochs, row=row, seed=seed)
+    if saved:
+        learning.load_state_dict(saved["learning"])
+    test = rounded(data.plain_test if row.plain else data.cipher_test, row.bits)
+    while learning.epoch < data.args.epochs:
+        result["loss"] = round(learning.run_epoch(), 4)
+        result["accuracy"].append(accuracy(learning.tested, test, data.test_labels))
+        torch.save({"result": result, "learning": learning.state_dict()}, f"{unfinished}.part")
+        os.replace(f"{unfinished}.part", unfinished)
+    if not row.plain:
+        result["wrong_key"] = accuracy(learning.tested, rounded(data.other_test, row.bits), data.test_labels)
+    return result
+
+
+def start(model: PreTrainedModel, row: Row, data: Data, seed: int) -> dict[str, Any]:
+    """Align the model, if the row says so, and probe what it sees before it learns."""
+    images = rounded(data.plain if row.plain else data.cipher, row.bits)
     result: dict[str, Any] = {}
     if row.public:
         public = to_float(data.public(row.public))
@@ -169,17 +201,8 @@ def train(row: Row, data: Data, seed: int) -> dict[str, Any]:
             alignment = replace(alignment, to_plain=-alignment.to_plain)
         fold(model, alignment)
         result["explained"] = round(explained(alignment, data), 4)
-    pixels = to_float(images[:PROBED])
-    result |= {"probe": round(probe(model, pixels, data.labels[:PROBED]), 4), "accuracy": [], "loss": 0.0}
-    if row.lora:
-        model = with_lora(model, row.lora)
-    tested: nn.Module = model
-    for tested, loss in fine_tune(model, data.versions(row), data.labels, epochs=data.args.epochs, row=row, seed=seed):
-        result["accuracy"].append(accuracy(tested, test, data.test_labels))
-        result["loss"] = round(loss, 4)
-    if not row.plain:
-        result["wrong_key"] = accuracy(tested, rounded(data.other_test, row.bits), data.test_labels)
-    return result
+    seen = probe(model, to_float(images[:PROBED]), data.labels[:PROBED])
+    return result | {"probe": round(seen, 4), "accuracy": [], "loss": 0.0}
 
 
 def title(entry: dict) -> str:
@@ -223,14 +246,17 @@ def main() -> None:
         if not (args.dataset and args.model):
             parser.error("--dataset and --model are needed to train")
         setting = {name: getattr(args, name) for name in ("train", "test", "image_size")}
-        data_of = functools.lru_cache(1)(lambda seed, width, depth: Data(args, width, depth))  # a key for each seed
+        data_of = functools.lru_cache(1)(functools.partial(Data, args))
         for seed, row in tqdm([(seed, row) for seed in range(args.seeds) for row in ROWS if row.title in args.rows]):
             wanted = {"row": row.title, "seed": seed, "setting": setting}
             done = [e for e in results if {name: e[name] for name in wanted} == wanted]
             if not any(row.frozen or len(entry["accuracy"]) == args.epochs for entry in done):
                 data = data_of(seed, row.width, row.depth)
-                results.append(wanted | train(row, data, seed) | {"switches": asdict(row)})
+                parts = (args.output.stem, row.title, *setting.values(), args.epochs, seed)
+                unfinished = args.output.with_name(re.sub(r"\W+", "-", " ".join(map(str, parts))) + ".pt")
+                results.append(wanted | train(row, data, seed, unfinished) | {"switches": asdict(row)})
                 args.output.write_text(json.dumps(results, indent=1) + "\n")
+                unfinished.unlink(missing_ok=True)
     draw(results, args.output.with_suffix(".png"))
 
 

@@ -1,6 +1,6 @@
 """The training loop of the experiments, on images in memory; a `Row` says what is done differently."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from hf_neuracrypt.training.recipes import EMBEDDING_FACTOR, RECIPES
@@ -41,9 +42,7 @@ class Row:
     depth: int = 4
 
 
-def fine_tune(
-    model: PreTrainedModel, versions: Sequence[torch.Tensor], labels: torch.Tensor, *, epochs: int, row: Row, seed: int
-) -> Iterator[tuple[nn.Module, float]]:
+class FineTuning:
     """The training loop of all experiments: mixed precision, AdamW, one cycle of the learning rate, in whole batches.
 
     Args:
@@ -53,32 +52,66 @@ def fine_tune(
         epochs: how often each image is seen.
         row: what is done differently.
         seed: of the order of the images, and of what the row does to them.
-
-    Yields:
-        After each epoch, the model to test, and the mean loss of the epoch's batches.
     """
-    generator, groups = torch.Generator().manual_seed(seed), groups_of(model, row)
-    optimizer, steps = torch.optim.AdamW(groups, weight_decay=DECAY), len(labels) // BATCH
-    rates = [group["lr"] for group in groups]
-    schedule = OneCycleLR(optimizer, rates, max(1, epochs * steps), pct_start=0.1)
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(row.average)) if row.average else None
-    backbone = [p for name, p in model.named_parameters() if not is_embedding(name) and "position" not in name]
-    backbone = [parameter for parameter in backbone if parameter.requires_grad]
-    for epoch in range(epochs):
-        for parameter in backbone:
-            parameter.requires_grad_(epoch >= row.frozen_epochs)
-        images, total = versions[epoch % len(versions)], 0.0
-        for index in torch.randperm(len(images), generator=generator).split(BATCH)[:steps]:
-            loss = loss_of(model, to_float(images[index]), labels[index], row, generator)
-            optimizer.zero_grad()
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        versions: Sequence[torch.Tensor],
+        labels: torch.Tensor,
+        *,
+        epochs: int,
+        row: Row,
+        seed: int,
+    ):
+        self.model, self.versions, self.labels, self.epochs, self.row = model, versions, labels, epochs, row
+        self.generator, self.epoch, self.steps = torch.Generator().manual_seed(seed), 0, len(labels) // BATCH
+        groups = groups_of(model, row)
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=DECAY)
+        rates = [group["lr"] for group in groups]
+        self.schedule = OneCycleLR(self.optimizer, rates, max(1, epochs * self.steps), pct_start=0.1)
+        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(row.average)) if row.average else None
+        backbone = [p for name, p in model.named_parameters() if not is_embedding(name) and "position" not in name]
+        self.backbone = [parameter for parameter in backbone if parameter.requires_grad]
+
+    @property
+    def tested(self) -> nn.Module:
+        """The model to test: the trained one, or the average of its weights."""
+        return self.average or self.model
+
+    def run_epoch(self) -> float:
+        """Learn from each image once more; the mean loss of the batches."""
+        for parameter in self.backbone:
+            parameter.requires_grad_(self.epoch >= self.row.frozen_epochs)
+        images, total = self.versions[self.epoch % len(self.versions)], 0.0
+        self.epoch += 1
+        batches = torch.randperm(len(images), generator=self.generator).split(BATCH)[: self.steps]
+        for index in tqdm(batches, f"{self.row.title}, epoch {self.epoch} of {self.epochs}", leave=False):
+            loss = loss_of(self.model, to_float(images[index]), self.labels[index], self.row, self.generator)
+            self.optimizer.zero_grad()
             loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            if average is not None:
-                average.update_parameters(model)
+            nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            self.optimizer.step()
+            self.schedule.step()
+            if self.average is not None:
+                self.average.update_parameters(self.model)
             total += loss.item()
-        yield average or model, total / steps
+        return total / self.steps
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` takes up in another process, where the same images are."""
+        parts = {name: part.state_dict() for name, part in self._parts().items()}
+        return parts | {"epoch": self.epoch, "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
+        self.epoch = state["epoch"]
+        self.generator.set_state(state["generator"])
+
+    def _parts(self) -> dict[str, Any]:
+        parts = {"model": self.model, "optimizer": self.optimizer, "schedule": self.schedule}
+        return parts | ({"average": self.average} if self.average is not None else {})
 
 
 def autocast(device: str = "cpu") -> torch.autocast:

@@ -25,7 +25,7 @@ from typing import Any
 import charts
 import numpy as np
 import torch
-from ablate import Row, accuracy, fine_tune, read_rows, rounded
+from ablate import FineTuning, Row, accuracy, read_rows, rounded
 from photos import crops
 from tqdm.auto import tqdm
 
@@ -178,8 +178,9 @@ def learn(variant: Variant, train: Labelled, test: Labelled, model_name: str, ep
     images, queries = (torch.from_numpy(encrypt(side[0].numpy())) for side in (train, test))
     names = [str(label) for label in range(int(train[1].max()) + 1)]
     model = load_model(model_name, None, names, images.shape[-1], [])
-    for _ in fine_tune(model, [images], train[1], epochs=epochs, row=Row(variant.title), seed=0):
-        pass
+    learning = FineTuning(model, [images], train[1], epochs=epochs, row=Row(variant.title), seed=0)
+    for _ in range(epochs):
+        learning.run_epoch()
     return accuracy(model, queries, test[1])
 
 

@@ -1,6 +1,7 @@
 """The parts of the ablation that could mislead: patches that are mixed, rates, frozen layers; and rows that run."""
 
 import json
+from argparse import Namespace
 
 import pytest
 import torch
@@ -67,8 +68,37 @@ def test_one_loop_sees_each_version_in_turn_and_trains(loop):
     model.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(float(kwargs["pixel_values"].mean())), with_kwargs=True
     )
-    losses = [loss for _, loss in loop.fine_tune(model, versions, labels, epochs=4, row=loop.Row("row"), seed=0)]
+    learning = loop.FineTuning(model, versions, labels, epochs=4, row=loop.Row("row"), seed=0)
+    losses = [learning.run_epoch() for _ in range(4)]
     assert seen == [-1, 1, -1, 1] and losses[2] < losses[0]
+
+
+def test_a_row_that_was_stopped_goes_on_after_its_last_epoch(tmp_path, monkeypatch):
+    """As if nothing had happened: the same images, key, order, rates, averages and accuracies."""
+    ablate, size = load_script("ablate"), {"image_size": 48, "patch_size": 16}
+    rows = {"train": make_dataset(80, size=32), "test": make_dataset(40, size=32, seed=1)}
+    DatasetDict(rows).save_to_disk(str(tmp_path / "plain"))
+    ViTForImageClassification(ViTConfig(**TINY_VIT | size)).save_pretrained(tmp_path / "vit")
+    given = {"dataset": str(tmp_path / "plain"), "model": str(tmp_path / "vit"), "train": 80, "test": 40}
+    args = Namespace(**given, image_size=48, epochs=4)
+    row, saved, whole = ablate.Row("row", average=0.5, cutmix=0.5, views=2), tmp_path / "row.pt", tmp_path / "whole.pt"
+    expected = ablate.train(row, ablate.Data(args, 0, 768, 4), 0, whole)
+    one_epoch = ablate.FineTuning.run_epoch
+
+    def stop_in_the_third(learning) -> float:
+        if learning.epoch == 2:
+            raise KeyboardInterrupt
+        return one_epoch(learning)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(ablate.FineTuning, "run_epoch", stop_in_the_third)
+        ablate.train(row, ablate.Data(args, 0, 768, 4), 0, saved)
+    assert len(torch.load(saved)["result"]["accuracy"]) == 2
+    with monkeypatch.context() as patch:  # the start is not looked for again
+        patch.delattr(ablate, "start")
+        assert ablate.train(row, ablate.Data(args, 0, 768, 4), 0, saved) == expected
+    weights, wanted = (torch.load(path)["learning"]["model"] for path in (saved, whole))
+    assert all(torch.equal(weights[name], wanted[name]) for name in wanted)
 
 
 def test_rows_run_once_and_are_drawn(tmp_path):
@@ -88,7 +118,7 @@ def test_rows_run_once_and_are_drawn(tmp_path):
         assert all(0 <= entry["probe"] <= 1 and len(entry["accuracy"]) == 2 for entry in (plain, alone, views))
         assert views["explained"] < 1 and "wrong_key" not in plain and "wrong_key" in alone
         assert 0 <= home["neighbours"] <= 1 and len(home["accuracy"]) == 1 and "wrong_key" not in home
-    assert (tmp_path / "a.png").stat().st_size > 1000
+    assert (tmp_path / "a.png").stat().st_size > 1000 and not list(tmp_path.glob("*.pt*"))
 
 
 def test_features_at_home_are_of_the_frozen_model_and_tell_plain_images_apart(loop):
