@@ -15,7 +15,7 @@ import pytest
 from datasets import DatasetDict
 from transformers.utils import logging as transformers_logging
 
-from hf_neuracrypt.alignment import adversary, denoising, moments
+from hf_neuracrypt.alignment import adversary, moments, rehearsal
 from hf_neuracrypt.encoders import load_encoder
 from hf_neuracrypt.keys import SecretKey
 from tests.helpers import SMALL, SMALL_FLAGS, TINY_VIT, command, crops, make_dataset, push, write
@@ -55,7 +55,7 @@ def short_search():
     with pytest.MonkeyPatch.context() as patch:
         for module, name, value in (
             (moments, "STARTS", 6), (adversary, "HEATS", ((20, 2), (30, 1))), (adversary, "STEPS", 60),
-            (denoising, "ROUNDS", 2), (denoising, "STEPS", 60),
+            (rehearsal, "KEYS", 2), (rehearsal, "ROUNDS", 2), (rehearsal, "STEPS", 60),
         ):  # fmt: skip
             patch.setattr(module, name, value)
         yield

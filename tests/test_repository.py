@@ -125,7 +125,7 @@ def test_the_top_level_is_what_it_was():
 
 PACKAGE = ROOT / "hf_neuracrypt"
 ROOMS = [  # a room may import those above it
-    "errors", "keys", "schemes", "hub", "images", "alignment", "encoders", "data", "models", "jobs", "prediction",
+    "errors", "keys", "schemes", "hub", "images", "encoders", "alignment", "data", "models", "jobs", "prediction",
     "publish", "training", "audit", "cli", "__main__",
 ]  # fmt: skip
 

@@ -5,7 +5,8 @@ constant. So the covariances of ciphertext patches with their neighbours are tho
 unknown matrix, and covariances at a dozen offsets pin a matrix down, up to signs (the idea of second-order blind
 identification: AMUSE, Tong et al. 1991; SOBI, Belouchrani et al. 1997). Third moments tell a sign from the other:
 pictures are no negatives. Public images of roughly the same kind supply the plain side. That is `moments`; `adversary`
-chooses among its guesses and matches whole distributions, and `denoising` corrects what is still inexact.
+chooses among its guesses and matches whole distributions, and `rehearsal` corrects what is still inexact: whoever knows
+how images are encrypted, if not the key, sees under keys of their own how such a map errs.
 
 **This uses no secret, and it is an attack**: whoever holds enough ciphertexts and similar pictures can compute the map,
 and approximate images with it. It is here because a cloud that can learn well from ciphertexts is a cloud that can do
@@ -14,22 +15,23 @@ this; an owner should know both.
 The map is folded into the patch and position embeddings, so the model stays a stock Vision Transformer.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 
 from hf_neuracrypt.alignment.adversary import match_windows
-from hf_neuracrypt.alignment.denoising import denoise
 from hf_neuracrypt.alignment.moments import match_moments
 from hf_neuracrypt.alignment.patches import Whitened, to_patches
+from hf_neuracrypt.alignment.rehearsal import Side, correct_map, rehearse
 from hf_neuracrypt.errors import NeuraCryptError
 
 
-__all__ = ["MIN_GRID", "MIN_IMAGES", "Alignment", "align", "most_images", "to_patches"]
+__all__ = ["MIN_GRID", "MIN_IMAGES", "Alignment", "align", "most_images", "rehearse", "to_patches"]
 
 PLAIN_COMPONENTS, CIPHER_COMPONENTS = 32, 256  # the leading ones, whitened
 MIN_IMAGES, MIN_GRID = 32, 3  # on either side; patches in a row of an image
-MAX_PATCHES = 400_000  # on either side: 2,000 images of 196 patches, 2.5 GB of float32 for both
+MAX_PATCHES = 400_000  # on either side: 2,000 images of 196 patches
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Alignment:
         to_plain: float32 (D, D); a centred ciphertext patch (a row) times it is about the centred plain patch.
         cipher_mean: float32 (N, D), the mean ciphertext patch at each position.
         plain_mean: float32 (N, D), that of the public images.
-        explained: how well one map does: the share of the variance of decrypted patches, as a denoiser corrects them,
+        explained: how well one map does: the share of the variance of decrypted patches, as a network corrects them,
             that it gives. Not how near they are to the pictures, which nobody knows without the key.
     """
 
@@ -61,12 +63,16 @@ def most_images(image_size: int, patch_size: int) -> int:
 
 
 @torch.no_grad()
-def align(cipher: torch.Tensor, public: torch.Tensor, patch_size: int, seed: int = 0) -> Alignment:
+def align(
+    cipher: torch.Tensor, public: torch.Tensor, rehearsed: Iterable[torch.Tensor], patch_size: int, seed: int = 0
+) -> Alignment:
     """Find the map from ciphertext patches to plain ones, from unpaired images.
 
     Args:
         cipher: ciphertexts, float32 (B, 3, S, S) in [-1, 1].
         public: plain images of roughly the same kind, (B', 3, S, S), resized as the owner resized.
+        rehearsed: the public images encrypted under one key of one's own after the other, (B', 3, S, S) each:
+            `rehearse`.
         patch_size: in pixels.
         seed: of the random combinations and of the images that are matched.
 
@@ -82,10 +88,20 @@ def align(cipher: torch.Tensor, public: torch.Tensor, patch_size: int, seed: int
     plain = Whitened(to_patches(public, patch_size), PLAIN_COMPONENTS)
     hidden = Whitened(to_patches(cipher, patch_size), CIPHER_COMPONENTS)
     leading = min(len(plain.scale), len(hidden.scale))
-    rotations = match_moments(hidden.values[..., :leading], plain.values[..., :leading], generator)
-    rest = torch.zeros(len(hidden.scale) - leading, leading)
-    starts = [torch.cat([sign * rotation, rest]) for rotation in rotations for sign in (1, -1)]
-    matched = match_windows(hidden, plain, starts, seed)
-    found, explained = denoise(hidden, plain, matched, seed)
+    truth = plain.values[..., :leading]
+    rotations = match_moments(hidden.values[..., :leading], truth, generator)
+    starts = [_extended(sign * rotation, hidden) for rotation in rotations for sign in (1, -1)]
+    owners, own = (hidden.values, match_windows(hidden, plain, starts, seed)), list[Side]()
+    for number, images in enumerate(rehearsed, 1):
+        side = Whitened(to_patches(images, patch_size), CIPHER_COMPONENTS)
+        left, _, right = torch.linalg.svd(side.values[..., :leading].flatten(0, 2).T @ truth.flatten(0, 2))
+        found = match_windows(side, plain, [_extended(left @ right, side)], seed, f"rehearsal {number}")
+        own.append((side.values, found))
+    found, explained = correct_map(owners, own, truth, seed)
     to_plain = hidden.basis / hidden.scale @ found @ (plain.basis * plain.scale)[:, :leading].T
     return Alignment(to_plain, hidden.mean.flatten(0, 1), plain.mean.flatten(0, 1), explained)
+
+
+def _extended(rotation: torch.Tensor, side: Whitened) -> torch.Tensor:
+    """A map of the leading components as one of all."""
+    return torch.cat([rotation, torch.zeros(len(side.scale) - len(rotation), rotation.shape[1])])

@@ -15,7 +15,7 @@ import torch
 from torch.nn.functional import gelu, softplus
 from tqdm.auto import tqdm
 
-from hf_neuracrypt.alignment.patches import Whitened, in_order
+from hf_neuracrypt.alignment.patches import Whitened, any_places, in_order, windows
 
 
 STAGES = ((8, 5e-3), (16, 5e-3), (32, 2e-3))  # components that are matched, those before stay; the rate of the others
@@ -85,18 +85,20 @@ class Game:
         return torch.cat([self.fixed, left @ right], dim=1)
 
 
-def match_windows(cipher: Whitened, plain: Whitened, starts: Sequence[torch.Tensor], seed: int) -> torch.Tensor:
+def match_windows(
+    cipher: Whitened, plain: Whitened, starts: Sequence[torch.Tensor], seed: int, of: str = "matching"
+) -> torch.Tensor:
     """A better map (K', K), with orthonormal columns, from whitened ciphertext patches to whitened plain ones than any
-    of `starts` is."""
-    windows = min(len(cipher.values), len(plain.values)) * (plain.values.shape[1] - 2) ** 2
-    most = max(2, PASSES * windows // BATCH)
+    of `starts` is; the progress bar says `of` what."""
+    fewer = min(len(cipher.values), len(plain.values)) * (plain.values.shape[1] - 2) ** 2
+    most = max(2, PASSES * fewer // BATCH)
     heats, last = [(min(steps, most), left) for steps, left in HEATS], min(STEPS, most)
     before = (0, *(count for count, _ in STAGES))
     stages = [(fixed, *stage) for fixed, stage in zip(before, STAGES) if fixed < starts[0].shape[1]]
     total, players = len(stages) * last, len(starts)
     for steps, left in heats:
         total, players = total + players * steps, min(left, players)
-    with torch.random.fork_rng(devices=[]), tqdm(total=total, desc="Aligning, 1 of 2: matching") as progress:
+    with torch.random.fork_rng(devices=[]), tqdm(total=total, desc=f"Aligning, {of}") as progress:
         torch.manual_seed(seed)
         found = _race(cipher, plain, starts, heats, progress)
         for fixed, count, rate in stages:
@@ -125,8 +127,6 @@ def _step(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
 
 
 def _windows(values: torch.Tensor, to: torch.Tensor | None = None) -> torch.Tensor:
-    """Random 3 x 3 windows of patches (B, g, g, K), each patch mapped: (BATCH, 9 K)."""
-    grid = values.shape[1] - 2
-    image, top, left = (torch.randint(count, (BATCH,)) for count in (len(values), grid, grid))
-    rows = torch.stack([values[image, top + y, left + x] for y in range(3) for x in range(3)], dim=1)
-    return (rows if to is None else rows @ to).flatten(1)
+    """Random windows of patches (B, g, g, K), each patch mapped: (BATCH, 9 K)."""
+    found = windows(values, any_places(values, BATCH))
+    return (found if to is None else found @ to).flatten(1)

@@ -1,7 +1,10 @@
-"""Images as grids of patches, and patches as their leading principal components."""
+"""Images as grids of patches, patches as their leading principal components, and windows of 3 x 3 patches."""
 
 import torch
 from einops import rearrange
+
+
+Places = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # image, row, column of the upper left patch of windows
 
 
 def to_patches(pixels: torch.Tensor, patch_size: int) -> torch.Tensor:
@@ -22,16 +25,18 @@ class Whitened:
         self.values = (rows @ (self.basis / self.scale)).reshape(*patches.shape[:3], -1)
 
 
-def windows(values: torch.Tensor) -> torch.Tensor:
-    """Patches (B, g, g, K) -> every 3 x 3 window of them (B (g-2)^2, 9 K)."""
-    grid = values.shape[1] - 2
-    shifted = [values[:, y : y + grid, x : x + grid] for y in range(3) for x in range(3)]
-    return torch.cat(shifted, dim=-1).flatten(0, 2)
+def any_places(values: torch.Tensor, count: int) -> Places:
+    """`count` random windows of patches (B, g, g, K)."""
+    image, top, left = (
+        torch.randint(size, (count,)) for size in (len(values), *(side - 2 for side in values.shape[1:3]))
+    )
+    return image, top, left
 
 
-def middles(values: torch.Tensor) -> torch.Tensor:
-    """The patch in the middle of each window (B (g-2)^2, K)."""
-    return values[:, 1:-1, 1:-1].flatten(0, 2)
+def windows(values: torch.Tensor, places: Places) -> torch.Tensor:
+    """Patches (B, g, g, K) -> windows of them (N, 9, K)."""
+    image, top, left = places
+    return torch.stack([values[image, top + y, left + x] for y in range(3) for x in range(3)], dim=1)
 
 
 def in_order(columns: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import nn
 from tqdm.auto import tqdm
 
-from hf_neuracrypt.alignment import MIN_GRID, MIN_IMAGES, align, most_images
+from hf_neuracrypt.alignment import MIN_GRID, MIN_IMAGES, align, most_images, rehearse
 from hf_neuracrypt.audit.known import quality
 from hf_neuracrypt.audit.pairs import Pairs, cut, join, mean_patch, symbols, to_patches
 from hf_neuracrypt.audit.results import NOT_APPLICABLE, Row, grade
@@ -48,7 +48,8 @@ def unpaired(pairs: Pairs, held_out: np.ndarray, seed: int) -> tuple[Row, np.nda
     hidden = np.concatenate([held_out, hidden])[: most_images(config.image_size, config.tile)]
     if min(len(public), len(hidden)) < MIN_IMAGES:
         return Row("unpaired", NOT_APPLICABLE, f"It takes {2 * MIN_IMAGES} images and more."), None
-    found = align(_to_float(pairs.encrypted[hidden]), _to_float(pairs.plain[public]), config.tile, seed)
+    similar = _to_float(pairs.plain[public])
+    found = align(_to_float(pairs.encrypted[hidden]), similar, rehearse(config, similar, seed), config.tile, seed)
     patches = found.decrypt(_to_float(pairs.encrypted[held_out]), config.tile).add(1).mul(127.5)
     images = join(patches.round().clamp(0, 255).byte().numpy(), config.image_size)
     mean = pairs.plain[public].mean(0, keepdims=True).round().astype(np.uint8)

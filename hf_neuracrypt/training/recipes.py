@@ -110,7 +110,8 @@ def aligned_start(
     count = alignment.most_images(size, patch_size)
     cipher, labels = _images(split, Collator(columns, reader(records, size), target), count, seed)
     plain, _ = _images(undecoded(public, public_columns), Collator(public_columns, reader([], size)), count, seed)
-    found = alignment.align(cipher, plain, patch_size, seed)
+    rehearsed = alignment.rehearse(records[0].config, plain, seed)
+    found = alignment.align(cipher, plain, rehearsed, patch_size, seed)
     if labels is None:
         raise DatasetError("an aligned start needs labels, which decide whether the map helps")
     probed, folded = (cipher[:PROBED], labels[:PROBED]), (projection.weight, projection.bias, positions)

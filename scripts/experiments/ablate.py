@@ -37,7 +37,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from hf_neuracrypt import EncoderConfig, SecretKey, load_encoder
-from hf_neuracrypt.alignment import Alignment, align, most_images
+from hf_neuracrypt.alignment import Alignment, align, most_images, rehearse
 from hf_neuracrypt.alignment.patches import to_patches
 from hf_neuracrypt.data.batches import encrypt_all, prepare_all
 from hf_neuracrypt.data.columns import find_columns
@@ -196,7 +196,8 @@ def start(model: PreTrainedModel, row: Row, data: Data, seed: int) -> dict[str, 
     result: dict[str, Any] = {}
     if row.public:
         public = to_float(data.public(row.public))
-        alignment = align(to_float(images[: len(public)]), public, data.config.patch_size, seed)
+        rehearsed = rehearse(data.config, public, seed)
+        alignment = align(to_float(images[: len(public)]), public, rehearsed, data.config.patch_size, seed)
         if row.wrong_sign:
             alignment = replace(alignment, to_plain=-alignment.to_plain)
         fold(model, alignment)

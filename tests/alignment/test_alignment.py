@@ -8,10 +8,10 @@ from tqdm.auto import tqdm
 from transformers import ViTConfig, ViTForImageClassification
 
 from hf_neuracrypt import EncoderConfig, load_encoder
-from hf_neuracrypt.alignment import Alignment, align
+from hf_neuracrypt.alignment import Alignment, align, rehearse
 from hf_neuracrypt.alignment.adversary import Game, match_windows
-from hf_neuracrypt.alignment.denoising import denoise
 from hf_neuracrypt.alignment.patches import Whitened, to_patches
+from hf_neuracrypt.alignment.rehearsal import correct_map
 from hf_neuracrypt.errors import NeuraCryptError
 from hf_neuracrypt.models.embeddings import fold
 from tests.helpers import TINY_VIT, scenes
@@ -27,15 +27,23 @@ def explained(found: Alignment, plain: torch.Tensor, cipher: torch.Tensor) -> fl
     return 1 - float((guess - true).square().mean() / (true - true.mean(0)).square().mean())
 
 
+def under_a_matrix(images: torch.Tensor, seed: int) -> torch.Tensor:
+    """Ciphertexts under a random matrix and random constants of the positions."""
+    generator = torch.Generator().manual_seed(seed)
+    matrix = torch.randn(192, 192, generator=generator) / 192**0.5
+    patches = to_patches(images, PATCH) @ matrix + torch.randn(6, 6, 192, generator=generator)
+    return patches.reshape(-1, 6, 6, 3, PATCH, PATCH).permute(0, 3, 1, 4, 2, 5).reshape(images.shape)
+
+
+def aligned(cipher: torch.Tensor, public: torch.Tensor) -> Alignment:
+    return align(cipher, public, [under_a_matrix(public, 5), under_a_matrix(public, 6)], PATCH)
+
+
 @pytest.fixture(scope="module")
 def linear(short_search):
-    """Ciphertexts under a random matrix and random constants of the positions, and public images."""
-    plain, public = scenes(COUNT, 1), scenes(COUNT, 2)
-    generator = torch.Generator().manual_seed(3)
-    matrix = torch.randn(192, 192, generator=generator) / 192**0.5
-    patches = to_patches(plain, PATCH) @ matrix + torch.randn(6, 6, 192, generator=generator)
-    cipher = patches.reshape(COUNT, 6, 6, 3, PATCH, PATCH).permute(0, 3, 1, 4, 2, 5).reshape(COUNT, 3, 48, 48)
-    return plain, cipher, align(cipher, public, PATCH)
+    plain = scenes(COUNT, 1)
+    cipher = under_a_matrix(plain, 3)
+    return plain, cipher, aligned(cipher, scenes(COUNT, 2))
 
 
 def test_a_random_linear_map_is_found_without_pairs(linear):
@@ -47,15 +55,15 @@ def test_a_random_linear_map_is_found_without_pairs(linear):
 def test_a_picture_is_told_from_its_negative(linear):
     """No covariance tells them apart. The sign is that of the public images, not one that the method prefers."""
     plain, cipher, _ = linear
-    assert explained(align(cipher, -scenes(COUNT, 2), PATCH), -plain, cipher) > 0.5
+    assert explained(aligned(cipher, -scenes(COUNT, 2)), -plain, cipher) > 0.5
 
 
 def test_the_encoder_itself_is_seen_through(insecure_key):
     plain, public = scenes(COUNT, 1), scenes(COUNT, 2)
-    encoder = load_encoder(EncoderConfig(image_size=48, patch_size=PATCH, depth=2, width=192), insecure_key)
-    cipher = encoder.encrypt(((plain + 1) * 127.5).byte()).float() / 127.5 - 1
+    config = EncoderConfig(image_size=48, patch_size=PATCH, depth=2, width=192)
+    cipher = load_encoder(config, insecure_key).encrypt(((plain + 1) * 127.5).byte()).float() / 127.5 - 1
     state = torch.get_rng_state()
-    assert explained(align(cipher, public, PATCH), plain, cipher) > 0.2
+    assert explained(align(cipher, public, rehearse(config, public, 0), PATCH), plain, cipher) > 0.2
     assert torch.equal(torch.get_rng_state(), state)  # training that follows draws as it would without
 
 
@@ -72,10 +80,25 @@ def agreement(found: torch.Tensor, true: torch.Tensor) -> float:
     return float(torch.nn.functional.cosine_similarity(found, true, dim=0)[:8].mean())
 
 
-def test_denoising_brings_a_wrong_map_nearer_to_the_truth(whitened):
+def test_errors_seen_under_other_keys_bring_a_wrong_map_nearer_to_the_truth(whitened):
+    """The owner's pictures are others than the public ones. Wrong maps of one's own are wrong as the owner's is."""
     hidden, public, true = whitened
-    wrong = true + 0.15 * torch.randn(true.shape, generator=torch.Generator().manual_seed(0))
-    assert agreement(denoise(hidden, public, wrong, seed=0)[0], true) > agreement(wrong, true) + 0.02
+    generator, own = torch.Generator().manual_seed(0), []
+    for seed in (5, 6):
+        side = Whitened(to_patches(under_a_matrix(scenes(COUNT, 2), seed), PATCH), 16).values
+        right = torch.linalg.lstsq(side.flatten(0, 2), public.values.flatten(0, 2)).solution
+        own.append((side, right + 0.15 * torch.randn(true.shape, generator=generator)))
+    wrong = true + 0.15 * torch.randn(true.shape, generator=generator)
+    corrected, share = correct_map((hidden.values, wrong), own, public.values, seed=0)
+    assert agreement(corrected, true) > agreement(wrong, true) + 0.02 and 0.5 < share <= 1
+
+
+def test_keys_of_ones_own_differ_and_follow_from_the_seed():
+    config, public = EncoderConfig(image_size=48, patch_size=PATCH, depth=1, width=192), scenes(4, 2)
+    first, second = rehearse(config, public, 0)
+    assert first.shape == public.shape and first.abs().max() <= 1 and not torch.equal(first, second)
+    assert torch.equal(first, next(rehearse(config, public, 0)))
+    assert not torch.equal(first, next(rehearse(config, public, 1)))
 
 
 def test_of_several_guesses_the_negatives_lose(whitened):
@@ -122,11 +145,11 @@ def test_images_without_contrast_at_the_border(linear):
     """Digits: constant pixels have no variance to divide by."""
     plain, public = scenes(40, 1), scenes(40, 2)
     plain[:, :, :8], public[:, :, :8] = -1, -1
-    assert torch.isfinite(align(plain, public, PATCH).to_plain).all()
+    assert torch.isfinite(aligned(plain, public).to_plain).all()
 
 
 def test_too_little_to_align():
     with pytest.raises(NeuraCryptError, match="32 ciphertexts"):
-        align(scenes(31, 0), scenes(100, 1), PATCH)
+        align(scenes(31, 0), scenes(100, 1), [], PATCH)
     with pytest.raises(NeuraCryptError, match="3 x 3 patches"):
-        align(scenes(40, 0), scenes(40, 1), 24)
+        align(scenes(40, 0), scenes(40, 1), [], 24)
