@@ -40,6 +40,7 @@ from hf_neuracrypt.data.targets import CLASSES, PROBABILITIES, read_labels
 from hf_neuracrypt.errors import DatasetError, NeuraCryptError, fail, one_line_errors
 from hf_neuracrypt.models.embeddings import side
 from hf_neuracrypt.models.load import load_model, one_line, stock_processor
+from hf_neuracrypt.training.aligned import aligned_start
 from hf_neuracrypt.training.data import (
     Collator,
     Splits,
@@ -49,7 +50,7 @@ from hf_neuracrypt.training.data import (
     reader,
 )
 from hf_neuracrypt.training.progress import Table, ahead
-from hf_neuracrypt.training.recipes import RECIPES, aligned_start, optimizer_of
+from hf_neuracrypt.training.recipes import RECIPES, optimizer_of
 from hf_neuracrypt.training.tasks import ALL_FIGURES, FIGURES, PROBLEM_TYPES, balanced, loss_of, metrics_of, settle
 from hf_neuracrypt.training.tracking import RunArguments, settle_trackers
 from hf_neuracrypt.training.trainer import PublishingTrainer, check_output, find_checkpoint, steps_of
@@ -118,7 +119,8 @@ def main(model_args: ModelArguments, data_args: DataArguments, training_args: Ru
             print(ahead(model, train_split, collator, steps, training_args), flush=True)
     if public_images and checkpoint is None:
         if training_args.process_index == 0:
-            aligned_start(model, train_split, splits.columns, records, public_images, training_args.seed, target)
+            seed, device = training_args.seed, training_args.device
+            aligned_start(model, train_split, splits.columns, records, public_images, seed, target, device)
         model.load_state_dict(broadcast_object_list([model.state_dict()])[0])  # all start where rank 0 does
 
     # Train

@@ -23,7 +23,7 @@ import torch
 from hf_neuracrypt.alignment.adversary import match_windows
 from hf_neuracrypt.alignment.moments import match_moments
 from hf_neuracrypt.alignment.patches import Whitened, to_patches
-from hf_neuracrypt.alignment.rehearsal import Side, correct_map, rehearse
+from hf_neuracrypt.alignment.rehearsal import Corrected, Side, correct_map, rehearse
 from hf_neuracrypt.errors import NeuraCryptError
 
 
@@ -39,22 +39,41 @@ class Alignment:
     """Plain patches as an affine function of ciphertext patches; pixels are in [-1, 1], D = 3 P^2, N patches.
 
     Args:
-        to_plain: float32 (D, D); a centred ciphertext patch (a row) times it is about the centred plain patch.
+        to_components: float32 (D, K); a centred ciphertext patch (a row) times it gives about the components of the
+            plain one.
+        components: float32 (K, D), what these are of a centred plain patch.
         cipher_mean: float32 (N, D), the mean ciphertext patch at each position.
         plain_mean: float32 (N, D), that of the public images.
-        explained: how well one map does: the share of the variance of decrypted patches, as a network corrects them,
-            that it gives. Not how near they are to the pictures, which nobody knows without the key.
+        corrected: how the map was found last.
     """
 
-    to_plain: torch.Tensor
+    to_components: torch.Tensor
+    components: torch.Tensor
     cipher_mean: torch.Tensor
     plain_mean: torch.Tensor
-    explained: float
+    corrected: Corrected
+
+    @property
+    def to_plain(self) -> torch.Tensor:
+        """float32 (D, D); a centred ciphertext patch times it is about the centred plain patch."""
+        return self.to_components @ self.components
 
     def decrypt(self, pixels: torch.Tensor, patch_size: int) -> torch.Tensor:
-        """Patches (B, N, D) that approximate the plain ones of ciphertexts (B, 3, S, S)."""
-        patches = to_patches(pixels, patch_size).flatten(1, 2)
-        return (patches - self.cipher_mean) @ self.to_plain + self.plain_mean
+        """Patches (B, N, D) that approximate the plain ones of ciphertexts (B, 3, S, S), by the map alone."""
+        return self._leading(pixels, patch_size) @ self.components + self.plain_mean
+
+    def reconstruct(self, pixels: torch.Tensor, patch_size: int) -> torch.Tensor:
+        """Patches (B, N, D) nearer to the plain ones, corrected by what is around each."""
+        grid = pixels.shape[-1] // patch_size
+        leading = self._leading(pixels, patch_size).unflatten(1, (grid, grid))
+        return self.corrected.network.correct(leading).flatten(1, 2) @ self.components + self.plain_mean
+
+    def rehearsed(self, key: int, images: torch.Tensor) -> torch.Tensor:
+        """Patches (B, N, D) of the public images with these numbers, as decrypted under a key of one's own."""
+        return self.corrected.rehearsed[key][images].flatten(1, 2) @ self.components + self.plain_mean
+
+    def _leading(self, pixels: torch.Tensor, patch_size: int) -> torch.Tensor:
+        return (to_patches(pixels, patch_size).flatten(1, 2) - self.cipher_mean) @ self.to_components
 
 
 def most_images(image_size: int, patch_size: int) -> int:
@@ -97,9 +116,9 @@ def align(
         left, _, right = torch.linalg.svd(side.values[..., :leading].flatten(0, 2).T @ truth.flatten(0, 2))
         found = match_windows(side, plain, [_extended(left @ right, side)], seed, f"rehearsal {number}")
         own.append((side.values, found))
-    found, explained = correct_map(owners, own, truth, seed)
-    to_plain = hidden.basis / hidden.scale @ found @ (plain.basis * plain.scale)[:, :leading].T
-    return Alignment(to_plain, hidden.mean.flatten(0, 1), plain.mean.flatten(0, 1), explained)
+    corrected = correct_map(owners, own, truth, seed)
+    to_components, components = hidden.basis / hidden.scale @ corrected.map, (plain.basis * plain.scale)[:, :leading].T
+    return Alignment(to_components, components, hidden.mean.flatten(0, 1), plain.mean.flatten(0, 1), corrected)
 
 
 def _extended(rotation: torch.Tensor, side: Whitened) -> torch.Tensor:

@@ -12,6 +12,12 @@ def to_patches(pixels: torch.Tensor, patch_size: int) -> torch.Tensor:
     return rearrange(pixels, "b c (h p) (w q) -> b h w (c p q)", p=patch_size, q=patch_size)
 
 
+def to_images(patches: torch.Tensor, patch_size: int) -> torch.Tensor:
+    """Patches (B, N, 3 P^2) -> images (B, 3, S, S)."""
+    side = int(patches.shape[1] ** 0.5)
+    return rearrange(patches, "b (h w) (c p q) -> b c (h p) (w q)", h=side, p=patch_size, q=patch_size)
+
+
 class Whitened:
     """Leading principal components of patches: mean (g, g, D), basis (D, K), scale (K,), values (B, g, g, K)."""
 

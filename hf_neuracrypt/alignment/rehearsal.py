@@ -9,6 +9,7 @@ correction, only what all have in common, and that is the next map. Then the sam
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch.nn.functional import gelu, pad
@@ -65,8 +66,23 @@ def rehearse(config: SchemeConfig, public: torch.Tensor, seed: int) -> Iterator[
         yield torch.cat([encoder.encrypt(part) for part in pixels.split(100)]).float().div(127.5).sub(1)
 
 
-def correct_map(owners: Side, rehearsed: Sequence[Side], plain: torch.Tensor, seed: int) -> tuple[torch.Tensor, float]:
-    """A better map than that of `owners`, and which share of the variance of corrected patches it gives.
+@dataclass(frozen=True)
+class Corrected:
+    """Args:
+    map: float32 (K', K), of the owner's whitened ciphertext patches.
+    network: what corrects the patches that it gives.
+    explained: the share of the variance of corrected patches that the map gives by itself.
+    rehearsed: what maps as good as it give of the public images under each key of one's own: (B, g, g, K).
+    """
+
+    map: torch.Tensor
+    network: Corrector
+    explained: float
+    rehearsed: list[torch.Tensor]
+
+
+def correct_map(owners: Side, rehearsed: Sequence[Side], plain: torch.Tensor, seed: int) -> Corrected:
+    """A better map than that of `owners`.
 
     Args:
         owners: ciphertexts whose pictures nobody knows.
@@ -83,9 +99,11 @@ def correct_map(owners: Side, rehearsed: Sequence[Side], plain: torch.Tensor, se
         for _ in range(ROUNDS):
             _learn(network, optimizer, [values @ found for values, found in sides[1:]], plain, steps, progress)
             sides = [(values, _fitted(values, network.correct(values @ found))) for values, found in sides]
-        (values, found), corrected = sides[0], network.correct(owners[0] @ sides[0][1])
+    decrypted = [values @ found for values, found in sides]
+    corrected = network.correct(decrypted[0])
     corrected -= corrected.mean((0, 1, 2))
-    return found, 1 - float((corrected - values @ found).square().sum() / corrected.square().sum())
+    explained = 1 - float((corrected - decrypted[0]).square().sum() / corrected.square().sum())
+    return Corrected(sides[0][1], network, explained, decrypted[1:])
 
 
 @torch.enable_grad()

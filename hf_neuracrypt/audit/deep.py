@@ -50,7 +50,7 @@ def unpaired(pairs: Pairs, held_out: np.ndarray, seed: int) -> tuple[Row, np.nda
         return Row("unpaired", NOT_APPLICABLE, f"It takes {2 * MIN_IMAGES} images and more."), None
     similar = _to_float(pairs.plain[public])
     found = align(_to_float(pairs.encrypted[hidden]), similar, rehearse(config, similar, seed), config.tile, seed)
-    patches = found.decrypt(_to_float(pairs.encrypted[held_out]), config.tile).add(1).mul(127.5)
+    patches = found.reconstruct(_to_float(pairs.encrypted[held_out]), config.tile).add(1).mul(127.5)
     images = join(patches.round().clamp(0, 255).byte().numpy(), config.image_size)
     mean = pairs.plain[public].mean(0, keepdims=True).round().astype(np.uint8)
     finding = "Images reconstructed without key or pair, from statistics of ciphertexts and of other images of yours."

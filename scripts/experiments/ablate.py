@@ -48,7 +48,7 @@ from hf_neuracrypt.images import make_views
 from hf_neuracrypt.models.embeddings import fold
 from hf_neuracrypt.models.load import load_model
 from hf_neuracrypt.schemes import SchemeConfig
-from hf_neuracrypt.training.recipes import PROBED, probe
+from hf_neuracrypt.training.aligned import PROBED, distil, probe
 
 
 PUBLIC = 4_000  # images that an alignment is given of each side; of large ones as many as `train.py` takes
@@ -57,6 +57,7 @@ ROWS = [
     Row("features at home", plain=True, frozen=True),
     Row("labels alone"),
     Row("aligned start", public="same"),
+    Row("aligned start, not distilled", public="same", distilled=False),
     Row("aligned start, five encrypted views", public="same", views=5),
     Row("aligned start, unrelated photos", public="photos"),
     Row("aligned start, wrong sign", public="same", wrong_sign=True),
@@ -199,7 +200,9 @@ def start(model: PreTrainedModel, row: Row, data: Data, seed: int) -> dict[str, 
         rehearsed = rehearse(data.config, public, seed)
         alignment = align(to_float(images[: len(public)]), public, rehearsed, data.config.patch_size, seed)
         if row.wrong_sign:
-            alignment = replace(alignment, to_plain=-alignment.to_plain)
+            alignment = replace(alignment, to_components=-alignment.to_components)
+        if row.distilled:
+            distil(model, public, alignment, seed)
         fold(model, alignment)
         result["explained"] = round(explained(alignment, data), 4)
     seen = probe(model, to_float(images[:PROBED]), data.labels[:PROBED])

@@ -11,7 +11,7 @@ from sklearn.preprocessing import StandardScaler
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from hf_neuracrypt.training.recipes import head_inputs
+from hf_neuracrypt.training.aligned import head_inputs
 
 
 NEIGHBOURS = 20

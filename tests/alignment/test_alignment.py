@@ -11,7 +11,7 @@ from hf_neuracrypt import EncoderConfig, load_encoder
 from hf_neuracrypt.alignment import Alignment, align, rehearse
 from hf_neuracrypt.alignment.adversary import Game, match_windows
 from hf_neuracrypt.alignment.patches import Whitened, to_patches
-from hf_neuracrypt.alignment.rehearsal import correct_map
+from hf_neuracrypt.alignment.rehearsal import Corrector, correct_map
 from hf_neuracrypt.errors import NeuraCryptError
 from hf_neuracrypt.models.embeddings import fold
 from tests.helpers import TINY_VIT, scenes
@@ -21,9 +21,10 @@ pytestmark = pytest.mark.usefixtures("short_search")
 PATCH, COUNT = 8, 120
 
 
-def explained(found: Alignment, plain: torch.Tensor, cipher: torch.Tensor) -> float:
+def explained(found: Alignment, plain: torch.Tensor, cipher: torch.Tensor, corrected: bool = False) -> float:
     """The share of the variance of true patches that the decrypted ones explain."""
-    true, guess = to_patches(plain, PATCH).flatten(1, 2), found.decrypt(cipher, PATCH)
+    guess = (found.reconstruct if corrected else found.decrypt)(cipher, PATCH)
+    true = to_patches(plain, PATCH).flatten(1, 2)
     return 1 - float((guess - true).square().mean() / (true - true.mean(0)).square().mean())
 
 
@@ -48,8 +49,8 @@ def linear(short_search):
 
 def test_a_random_linear_map_is_found_without_pairs(linear):
     plain, cipher, found = linear
-    assert explained(found, plain, cipher) > 0.5 and 0.5 < found.explained <= 1
-    assert explained(replace(found, to_plain=-found.to_plain), plain, cipher) < 0
+    assert explained(found, plain, cipher) > 0.5 and 0.5 < found.corrected.explained <= 1
+    assert explained(replace(found, to_components=-found.to_components), plain, cipher) < 0
 
 
 def test_a_picture_is_told_from_its_negative(linear):
@@ -63,7 +64,8 @@ def test_the_encoder_itself_is_seen_through(insecure_key):
     config = EncoderConfig(image_size=48, patch_size=PATCH, depth=2, width=192)
     cipher = load_encoder(config, insecure_key).encrypt(((plain + 1) * 127.5).byte()).float() / 127.5 - 1
     state = torch.get_rng_state()
-    assert explained(align(cipher, public, rehearse(config, public, 0), PATCH), plain, cipher) > 0.2
+    found = align(cipher, public, rehearse(config, public, 0), PATCH)
+    assert explained(found, plain, cipher) > 0.2 and explained(found, plain, cipher, corrected=True) > 0.2
     assert torch.equal(torch.get_rng_state(), state)  # training that follows draws as it would without
 
 
@@ -89,8 +91,19 @@ def test_errors_seen_under_other_keys_bring_a_wrong_map_nearer_to_the_truth(whit
         right = torch.linalg.lstsq(side.flatten(0, 2), public.values.flatten(0, 2)).solution
         own.append((side, right + 0.15 * torch.randn(true.shape, generator=generator)))
     wrong = true + 0.15 * torch.randn(true.shape, generator=generator)
-    corrected, share = correct_map((hidden.values, wrong), own, public.values, seed=0)
-    assert agreement(corrected, true) > agreement(wrong, true) + 0.02 and 0.5 < share <= 1
+    found = correct_map((hidden.values, wrong), own, public.values, seed=0)
+    assert agreement(found.map, true) > agreement(wrong, true) + 0.02 and 0.5 < found.explained <= 1
+
+
+def test_each_patch_is_corrected_by_those_around_it():
+    """Of 203 images of 5 x 5 patches, so in parts; beyond an edge stands what is average, nothing."""
+    network, values = Corrector(2, width=4), torch.randn(203, 5, 5, 2)
+    found = network.correct(values)
+    for image, row, column in ((0, 2, 2), (202, 3, 1), (201, 0, 4)):
+        window = torch.zeros(3, 3, 2)
+        for y, x in ((y, x) for y in range(3) for x in range(3) if 0 <= row + y - 1 < 5 and 0 <= column + x - 1 < 5):
+            window[y, x] = values[image, row + y - 1, column + x - 1]
+        torch.testing.assert_close(found[image, row, column], network(window.reshape(1, 9, 2))[0])
 
 
 def test_keys_of_ones_own_differ_and_follow_from_the_seed():

@@ -15,7 +15,7 @@ import torch
 from accelerate import DistributedType
 from accelerate.state import PartialState
 
-from hf_neuracrypt.training import recipes
+from hf_neuracrypt.training import aligned
 
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent / "scripts"))
@@ -24,8 +24,8 @@ import train
 
 given, *words = sys.argv[1:]
 answers, sharding = itertools.count(step=1 if os.environ["RANK"] == "0" else -1), {}  # another rank would drop it
-recipes.probe = lambda *_: next(answers)
-recipes.alignment.align = lambda *_: torch.load(given, weights_only=False)
+aligned.probe = lambda *_: next(answers)
+aligned.alignment.align = lambda *_: torch.load(given, weights_only=False)
 for name in [name for name in os.environ if "FSDP" in name]:
     sharding[name] = os.environ.pop(name)
 for word in words:

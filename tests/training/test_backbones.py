@@ -17,8 +17,8 @@ from hf_neuracrypt.jobs.run import run
 from hf_neuracrypt.models.embeddings import fold
 from hf_neuracrypt.models.load import load_model
 from hf_neuracrypt.schemes import EncoderConfig
+from hf_neuracrypt.training.aligned import probe
 from hf_neuracrypt.training.data import undecoded
-from hf_neuracrypt.training.recipes import probe
 from tests.helpers import KEY_ID, ROOT, SMALL, load_script, make_dataset
 
 
@@ -114,7 +114,7 @@ def aligns(base) -> None:
         expected = model(pixel_values=images).logits
         assert (model(pixel_values=cipher).logits - expected).abs().max() > 1e-4
         assert 0 <= probe(model, images.repeat(4, 1, 1, 1), torch.arange(12) % 3) <= 1
-        fold(model, Alignment(turn.T, mean, torch.zeros(16, 192), 1.0))
+        fold(model, Alignment(turn.T, torch.eye(192), mean, torch.zeros(16, 192), None))
         torch.testing.assert_close(model(pixel_values=cipher).logits, expected, atol=1e-4, rtol=1e-3)
 
 

@@ -16,7 +16,7 @@ from hf_neuracrypt.data.dataset import make_plan
 from hf_neuracrypt.errors import NeuraCryptError
 from hf_neuracrypt.jobs.job import Job
 from hf_neuracrypt.jobs.run import run
-from hf_neuracrypt.training import recipes
+from hf_neuracrypt.training import aligned
 from hf_neuracrypt.training.trainer import settle_sharding
 from tests.helpers import ROOT, TINY_VIT, launch, load_script, make_dataset
 from tests.loopback_hub import LoopbackHub
@@ -76,7 +76,7 @@ def one_process(folder, train) -> None:
         return found
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recipes, "probe", lambda *_: next(answers))
+        patch.setattr(aligned, "probe", lambda *_: next(answers))
         patch.setattr(alignment, "align", recorded)
         torch.set_num_threads(1)
         train.main(*train.parse([write_flags(folder, "one", per_device_train_batch_size=8)]))

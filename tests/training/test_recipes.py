@@ -1,55 +1,27 @@
-"""Recipes: whose word counts, optimiser groups, class weights, and the aligned start inside a real training run."""
+"""Recipes: whose word counts, optimiser groups, class weights, and everything at once in real training runs."""
 
 import json
 import logging
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch._inductor.config as inductor
 from safetensors.torch import load_file
 from transformers import TrainingArguments, ViTConfig, ViTForImageClassification, pipeline
 
-from hf_neuracrypt.data.dataset import make_plan
-from hf_neuracrypt.jobs.job import Job
-from hf_neuracrypt.jobs.run import run
 from hf_neuracrypt.training import recipes, tasks
-from hf_neuracrypt.training.data import load_splits, undecoded
 from tests.helpers import TINY_VIT, assert_one_line_error, command, load_script, make_dataset
+
+
+pytestmark = pytest.mark.usefixtures("align_once")
 
 
 @pytest.fixture(scope="module")
 def script():
     """scripts/train.py as a module."""
     return load_script("train")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory, small_encoder):
-    """Encrypted and public images, and a tiny pre-trained ViT."""
-    folder = tmp_path_factory.mktemp("recipes")
-    splits = {"train": make_dataset(64, size=32), "validation": make_dataset(12, size=32, seed=1)}
-    run(Job(splits, make_plan(splits, small_encoder), folder / "encrypted"))
-    make_dataset(64, size=32, seed=2).remove_columns("label").save_to_disk(str(folder / "public"))
-    torch.manual_seed(0)
-    ViTForImageClassification(ViTConfig(**TINY_VIT)).save_pretrained(folder / "pretrained")
-    return folder
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _align_once():
-    """Which map it is plays no part here, and it takes seconds to find."""
-    align, found = recipes.alignment.align, []
-
-    def once(*images):
-        found.append(found[0] if found else align(*images))
-        return found[0]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recipes.alignment, "align", once)
-        yield
 
 
 def flags_of(folder, output: str, *more: object) -> list:
@@ -111,33 +83,6 @@ def test_rare_classes_count_as_much_as_frequent_ones():
     torch.testing.assert_close(loss({"logits": logits}, labels), expected)
     halves = sum(loss({"logits": logits[part]}, labels[part], 4) for part in (slice(0, 2), slice(2, 4)))
     torch.testing.assert_close(halves, expected)
-
-
-def test_a_map_that_does_not_help_is_dropped(folder, monkeypatch, caplog):
-    """What decides is the labels' word, before and after."""
-    caplog.set_level(logging.INFO)
-    splits = load_splits(str(folder / "encrypted"))
-    split, public = undecoded(splits.data["train"], splits.columns), str(folder / "public")
-    for probed, kept in (([0.5, 0.4], False), ([0.5, 0.6], True)):
-        model = ViTForImageClassification.from_pretrained(folder / "pretrained")
-        before = {name: weight.clone() for name, weight in model.state_dict().items()}
-        monkeypatch.setattr(recipes, "probe", lambda *_, answers=probed: answers.pop(0))
-        assert recipes.aligned_start(model, split, splits.columns, splits.records, public, seed=0) is kept
-        changed = {name for name, weight in model.state_dict().items() if not torch.equal(weight, before[name])}
-        assert bool(changed) is kept and all("embeddings" in name for name in changed)
-        said = "kept: the probe, which" if kept else "public do not help: the probe"
-        assert "64 ciphertexts with 64 public images: the map explains" in caplog.text and said in caplog.text
-        assert ("rose from 0.500 to 0.600" in caplog.text) is kept
-        caplog.clear()
-
-
-def test_the_probe_sees_what_is_there(folder):
-    model = ViTForImageClassification.from_pretrained(folder / "pretrained").train()
-    rows = make_dataset(120, size=32)
-    pixels = torch.stack([torch.tensor(np.asarray(image)).permute(2, 0, 1) for image in rows["img"]]) / 127.5 - 1
-    labels = torch.tensor(rows["label"])
-    assert recipes.probe(model, pixels, labels) > 0.9 and model.training
-    assert recipes.probe(model, pixels, labels[torch.randperm(120, generator=torch.Generator().manual_seed(0))]) < 0.5
 
 
 def test_one_run_with_everything_switched_on(script, folder, monkeypatch, caplog):
