@@ -63,7 +63,7 @@ def rehearse(config: SchemeConfig, public: torch.Tensor, seed: int) -> Iterator[
     pixels = public.add(1).mul(127.5).round().clamp(0, 255).byte()
     for number in range(KEYS):
         encoder = load_encoder(config, SecretKey(hashlib.sha256(f"rehearsal {seed} {number}".encode()).digest()))
-        yield torch.cat([encoder.encrypt(part) for part in pixels.split(100)]).float().div(127.5).sub(1)
+        yield torch.cat([encoder.encrypt(part) for part in pixels.split(100)]).float().div_(127.5).sub_(1)
 
 
 @dataclass(frozen=True)
