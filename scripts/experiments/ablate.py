@@ -39,6 +39,7 @@ from transformers import PreTrainedModel
 from hf_neuracrypt import EncoderConfig, SecretKey, load_encoder
 from hf_neuracrypt.alignment import Alignment, align, most_images, rehearse
 from hf_neuracrypt.alignment.patches import to_patches
+from hf_neuracrypt.alignment.rehearsal import Corrected, Corrector
 from hf_neuracrypt.data.batches import encrypt_all, prepare_all
 from hf_neuracrypt.data.columns import find_columns
 from hf_neuracrypt.data.sources import load_source
@@ -51,6 +52,7 @@ from hf_neuracrypt.schemes import SchemeConfig
 from hf_neuracrypt.training.aligned import PROBED, distil, probe
 
 
+PAIRS = 1_500  # the last of the training images
 PUBLIC = 4_000  # images that an alignment is given of each side; of large ones as many as `train.py` takes
 ROWS = [
     Row("plain images", plain=True),
@@ -60,6 +62,7 @@ ROWS = [
     Row("aligned start, not distilled", public="same", distilled=False),
     Row("aligned start, five encrypted views", public="same", views=5),
     Row("aligned start, unrelated photos", public="photos"),
+    Row("map fitted on true pairs", public="pairs", distilled=False),
     Row("aligned start, wrong sign", public="same", wrong_sign=True),
     Row("aligned start, patch CutMix", public="same", cutmix=0.5),
     Row("aligned start, layer-wise decay 0.75", public="same", layer_decay=0.75),
@@ -154,12 +157,30 @@ class Data:
         return [self.cipher, *(encrypted(self.encoder, torch.from_numpy(each)) for each in views[1:])]
 
 
+def of_pairs(data: Data) -> Alignment:
+    """The linear map that pairs of pictures and their ciphertexts give, which no cloud has: a bound of what an
+    alignment can find."""
+    patch = data.config.patch_size
+    plain, cipher = (to_patches(to_float(side[-PAIRS:]), patch).flatten(1, 2) for side in (data.plain, data.cipher))
+    means = cipher.mean(0), plain.mean(0)
+    ours, theirs = (cipher - means[0]).flatten(0, 1), (plain - means[1]).flatten(0, 1)
+    gram = ours.T @ ours + 1e-3 * ours.square().mean() * len(ours) * torch.eye(ours.shape[1])
+    found = torch.linalg.solve(gram, ours.T @ theirs)
+    return Alignment(found, torch.eye(theirs.shape[1]), *means, Corrected(found, Corrector(1), 1.0, []))
+
+
 def explained(alignment: Alignment, data: Data) -> float:
     """The share of the variance of true patches that the decrypted ones explain, over 500 images."""
     patch = data.config.patch_size
     true = to_patches(to_float(data.plain[:500]), patch).flatten(1, 2)
     guess = alignment.decrypt(to_float(data.cipher[:500]), patch)
     return 1 - float((guess - true).square().mean() / (true - true.mean(0)).square().mean())
+
+
+def aligned(data: Data, images: torch.Tensor, kind: str, seed: int) -> Alignment:
+    public = to_float(data.public(kind))
+    rehearsed = rehearse(data.config, public, seed)
+    return align(to_float(images[: len(public)]), public, rehearsed, data.config.patch_size, seed)
 
 
 def train(row: Row, data: Data, seed: int, unfinished: Path) -> dict[str, Any]:
@@ -196,13 +217,11 @@ def start(model: PreTrainedModel, row: Row, data: Data, seed: int) -> dict[str, 
     images = rounded(data.plain if row.plain else data.cipher, row.bits)
     result: dict[str, Any] = {}
     if row.public:
-        public = to_float(data.public(row.public))
-        rehearsed = rehearse(data.config, public, seed)
-        alignment = align(to_float(images[: len(public)]), public, rehearsed, data.config.patch_size, seed)
+        alignment = of_pairs(data) if row.public == "pairs" else aligned(data, images, row.public, seed)
         if row.wrong_sign:
             alignment = replace(alignment, to_components=-alignment.to_components)
         if row.distilled:
-            distil(model, public, alignment, seed)
+            distil(model, to_float(data.public(row.public)), alignment, seed)
         fold(model, alignment)
         result["explained"] = round(explained(alignment, data), 4)
     seen = probe(model, to_float(images[:PROBED]), data.labels[:PROBED])

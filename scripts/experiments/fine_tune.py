@@ -27,7 +27,7 @@ class Row:
     title: str
     plain: bool = False
     frozen: bool = False  # nothing is trained but a small head, on features that the owner computes at home
-    public: str | None = None  # aligned with public images: of the "same" kind, or "photos"
+    public: str | None = None  # aligned with public images: of the "same" kind, or "photos"; or with "pairs"
     distilled: bool = True  # on public images, before the map is folded
     wrong_sign: bool = False  # the map gives negatives
     cutmix: float = 0.0  # share of batches in which rectangles of whole patches come from another image

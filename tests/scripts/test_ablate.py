@@ -109,14 +109,15 @@ def test_rows_run_once_and_are_drawn(tmp_path):
     words = ["scripts/experiments/ablate.py", "--dataset", tmp_path / "plain", "--model", tmp_path / "vit"]
     words += ["--seeds", 1, "--output", tmp_path / "a.json", "--train", 40, "--test", 10, "--image_size", 48]
     titles = ["plain images", "features at home", "labels alone", "aligned start, five encrypted views"]
+    titles += ["map fitted on true pairs"]
     for _ in range(2):  # the second time, nothing is left to do
         result = command(*words, "--epochs", 2, "--rows", *titles)
         assert result.returncode == 0, result.stderr
         results = json.loads((tmp_path / "a.json").read_text())
         assert [entry["row"] for entry in results] == titles
-        plain, home, alone, views = results
+        plain, home, alone, views, pairs = results
         assert all(0 <= entry["probe"] <= 1 and len(entry["accuracy"]) == 2 for entry in (plain, alone, views))
-        assert views["explained"] < 1 and "wrong_key" not in plain and "wrong_key" in alone
+        assert views["explained"] < pairs["explained"] < 1 and "wrong_key" not in plain and "wrong_key" in alone
         assert 0 <= home["neighbours"] <= 1 and len(home["accuracy"]) == 1 and "wrong_key" not in home
     assert (tmp_path / "a.png").stat().st_size > 1000 and not list(tmp_path.glob("*.pt*"))
 
