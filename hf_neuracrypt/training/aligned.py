@@ -128,7 +128,7 @@ def distil(
         chosen = torch.randint(len(public), (min(BATCH, len(public)),), generator=generator)
         key = int(torch.randint(len(found.corrected.rehearsed), (), generator=generator))
         pairs = torch.cat([public[chosen], to_images(found.rehearsed(key, chosen), patch_size)], dim=1)
-        plain, decrypted = moved(pairs, generator).to(device).split(3, dim=1)
+        plain, decrypted = moved(flipped(pairs, generator), generator).to(device).split(3, dim=1)
         with torch.no_grad():
             wanted = teacher(pixel_values=plain, output_hidden_states=True).hidden_states[-1]
         seen = model(pixel_values=decrypted, output_hidden_states=True).hidden_states[-1]
@@ -142,13 +142,17 @@ def distil(
     model.train(training)
 
 
+def flipped(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Images (B, C, S, S), half of them mirrored."""
+    return torch.where(torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5, images.flip(-1), images)
+
+
 def moved(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Images (B, C, S, S): half of them flipped, all moved by up to an eighth of their side, edges reflected."""
-    flipped = torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5
+    """Images (B, C, S, S), moved by up to an eighth of their side, what an edge leaves empty reflected."""
     size, reach = images.shape[-1], images.shape[-1] // 8
     top, left = torch.randint(0, 2 * reach + 1, (2,), generator=generator).tolist()
-    images = torch.nn.functional.pad(torch.where(flipped, images.flip(-1), images), (reach,) * 4, mode="reflect")
-    return images[..., top : top + size, left : left + size]
+    padded = torch.nn.functional.pad(images, (reach,) * 4, mode="reflect")
+    return padded[..., top : top + size, left : left + size]
 
 
 @torch.no_grad()

@@ -62,7 +62,7 @@ ROWS = [
     Row("aligned start, not distilled", public="same", distilled=False),
     Row("aligned start, five encrypted views", public="same", views=5),
     Row("aligned start, unrelated photos", public="photos"),
-    Row("map fitted on true pairs", public="pairs", distilled=False),
+    Row("map fitted on true pairs", public="pairs"),
     Row("aligned start, wrong sign", public="same", wrong_sign=True),
     Row("aligned start, patch CutMix", public="same", cutmix=0.5),
     Row("aligned start, layer-wise decay 0.75", public="same", layer_decay=0.75),
@@ -177,12 +177,6 @@ def explained(alignment: Alignment, data: Data) -> float:
     return 1 - float((guess - true).square().mean() / (true - true.mean(0)).square().mean())
 
 
-def aligned(data: Data, images: torch.Tensor, kind: str, seed: int) -> Alignment:
-    public = to_float(data.public(kind))
-    rehearsed = rehearse(data.config, public, seed)
-    return align(to_float(images[: len(public)]), public, rehearsed, data.config.patch_size, seed)
-
-
 def train(row: Row, data: Data, seed: int, unfinished: Path) -> dict[str, Any]:
     """What the row starts from, accuracy after each epoch, and the last training loss.
 
@@ -217,11 +211,16 @@ def start(model: PreTrainedModel, row: Row, data: Data, seed: int) -> dict[str, 
     images = rounded(data.plain if row.plain else data.cipher, row.bits)
     result: dict[str, Any] = {}
     if row.public:
-        alignment = of_pairs(data) if row.public == "pairs" else aligned(data, images, row.public, seed)
+        if row.public == "pairs":
+            alignment = of_pairs(data)
+        else:
+            public = to_float(data.public(row.public))
+            rehearsed = rehearse(data.config, public, seed)
+            alignment = align(to_float(images[: len(public)]), public, rehearsed, data.config.patch_size, seed)
+            if row.distilled:
+                distil(model, public, alignment, seed)
         if row.wrong_sign:
             alignment = replace(alignment, to_components=-alignment.to_components)
-        if row.distilled:
-            distil(model, to_float(data.public(row.public)), alignment, seed)
         fold(model, alignment)
         result["explained"] = round(explained(alignment, data), 4)
     seen = probe(model, to_float(images[:PROBED]), data.labels[:PROBED])

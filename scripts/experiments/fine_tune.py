@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from hf_neuracrypt.training.aligned import moved
 from hf_neuracrypt.training.recipes import EMBEDDING_FACTOR, RECIPES
 
 
@@ -181,14 +182,6 @@ def cutmix(images: torch.Tensor, patch: int, generator: torch.Generator) -> tupl
     mixed = images.clone()
     mixed[area] = images[order][area]
     return mixed, order, 1 - height * width / grid**2
-
-
-def moved(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """A batch moved by up to an eighth of its side, what an edge leaves empty reflected."""
-    reach, size = pixels.shape[-1] // 8, pixels.shape[-1]
-    top, left = torch.randint(0, 2 * reach + 1, (2,), generator=generator).tolist()
-    padded = torch.nn.functional.pad(pixels, (reach,) * 4, mode="reflect")
-    return padded[..., top : top + size, left : left + size]
 
 
 def with_lora(model: PreTrainedModel, kind: str) -> PreTrainedModel:

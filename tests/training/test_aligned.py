@@ -79,7 +79,8 @@ def test_the_model_learns_to_see_through_the_errors_of_the_map(monkeypatch):
 
 def test_pairs_are_flipped_and_moved_alike():
     images = torch.rand(64, 3, 32, 32)
-    pairs = aligned.moved(torch.cat([images, images], dim=1), torch.Generator().manual_seed(0))
+    pairs, generator = torch.cat([images, images], dim=1), torch.Generator().manual_seed(0)
+    pairs = aligned.moved(aligned.flipped(pairs, generator), generator)
     assert torch.equal(pairs[:, :3], pairs[:, 3:]) and pairs.shape == (64, 6, 32, 32)
     moves = [pair[:3, 8:24, 8:24] for pair in pairs]
     for image, seen in zip(images, moves):
