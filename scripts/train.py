@@ -262,6 +262,21 @@ def parse(arguments: list[str]) -> tuple[ModelArguments, DataArguments, RunArgum
     return model_args, data_args, training_args
 
 
+def leave() -> None:
+    """End what ranks share, and each but the first at once.
+
+    torch's wrapped models hold gloo's threads beyond the end of their group. A thread that is late to let go of a
+    tensor aborts an interpreter that ends, and the launcher then calls a finished run failed. Only the first rank has
+    something to do at its end, for trackers and uploads.
+    """
+    state = PartialState()
+    state.destroy_process_group()
+    if not state.is_main_process:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
+
 if __name__ == "__main__":
     logging.basicConfig(format="%(message)s")
     logging.getLogger("hf_neuracrypt").setLevel(logging.INFO)
@@ -270,4 +285,4 @@ if __name__ == "__main__":
     logging.getLogger("transformers.trainer_utils").addFilter(lambda record: "mtime" not in record.getMessage())
     with one_line_errors():
         main(*parse(sys.argv[1:]))
-        PartialState().destroy_process_group()  # otherwise ranks may abort when they end
+        leave()

@@ -69,7 +69,7 @@ class FineTuning:
         self.model, self.versions, self.labels, self.epochs, self.row = model, versions, labels, epochs, row
         self.generator, self.epoch, self.steps = torch.Generator().manual_seed(seed), 0, len(labels) // BATCH
         groups = groups_of(model, row)
-        self.optimizer = torch.optim.AdamW(groups, weight_decay=DECAY)
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=DECAY, fused=True)  # as `Trainer` has it
         rates = [group["lr"] for group in groups]
         self.schedule = OneCycleLR(self.optimizer, rates, max(1, epochs * self.steps), pct_start=0.1)
         self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(row.average)) if row.average else None

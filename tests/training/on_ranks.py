@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from accelerate import DistributedType
 from accelerate.state import PartialState
+from transformers.utils.logging import disable_progress_bar
 
 from hf_neuracrypt.training import aligned
 
@@ -22,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent.parent / "scripts"))
 import train
 
 
+disable_progress_bar()  # what an error says would drown
 given, *words = sys.argv[1:]
 answers, sharding = itertools.count(step=1 if os.environ["RANK"] == "0" else -1), {}  # another rank would drop it
 aligned.probe = lambda *_: next(answers)
@@ -36,4 +38,4 @@ for word in words:
     if "FSDP_VERSION" in os.environ:
         PartialState().distributed_type = DistributedType.MULTI_GPU
     train.main(*parsed)
-PartialState().destroy_process_group()
+train.leave()
