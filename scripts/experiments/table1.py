@@ -28,6 +28,7 @@ import torch
 import transformers
 from datasets import Dataset
 from features import at_home
+from fine_tune import to_float
 from table1_data import HUB, Prepare, load_data
 from table1_report import report
 from table1_rows import BUDGETS, ROWS, Budget, Recipe, Row
@@ -37,6 +38,8 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 from transformers.trainer_callback import PrinterCallback
 
 from hf_neuracrypt import SecretKey, load_encoder
+from hf_neuracrypt.alignment import align, most_images, rehearse
+from hf_neuracrypt.data.batches import encrypt_all
 from hf_neuracrypt.data.places import atomic_write
 from hf_neuracrypt.data.record import Record
 from hf_neuracrypt.data.targets import CLASSES
@@ -44,9 +47,10 @@ from hf_neuracrypt.encoders.base import Encoder
 from hf_neuracrypt.encoders.blockwise import ViTBlockwise
 from hf_neuracrypt.errors import NeuraCryptError, one_line_errors
 from hf_neuracrypt.models import AdaptNetShakeDropConfig, ShakeDropConfig
-from hf_neuracrypt.models.embeddings import adapt
+from hf_neuracrypt.models.embeddings import adapt, fold
 from hf_neuracrypt.models.load import load_model, load_model_config
 from hf_neuracrypt.schemes import make_config
+from hf_neuracrypt.training.aligned import distil
 from hf_neuracrypt.training.recipes import optimizer_of
 from hf_neuracrypt.training.tasks import metrics_of
 
@@ -157,12 +161,16 @@ def run(row: Row, budget: Budget, data: dict[str, Dataset], name: str | None, se
     if row.frozen:
         bar.update(recipe.steps)
         return at_home_row(model, data, size) | {"seconds": round(time.perf_counter() - start)}
+    images = data["train"]
+    if row.aligned and encoder is not None:
+        images = images if budget.train else images.select(range(len(images) - len(data["public"])))
+        align_start(model, encoder, images, data["public"], seed)
     learner, test = OnCiphertexts(model, encoder), data["test"].with_transform(Prepare(size))
     device_batch = min(recipe.batch_size, DEVICE_BATCH)
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             model=learner,
-            train_dataset=data["train"].with_transform(Prepare(size, recipe.augment)),
+            train_dataset=images.with_transform(Prepare(size, recipe.augment)),
             eval_dataset=test,
             compute_metrics=metrics_of(CLASSES),
             callbacks=[Progress(bar)],
@@ -181,18 +189,34 @@ def run(row: Row, budget: Budget, data: dict[str, Dataset], name: str | None, se
         seen = [100 * entry["eval_accuracy"] for entry in trainer.state.log_history if "eval_accuracy" in entry]
         result = {"accuracy": seen[-1], "best_on_test": max(seen)} | dict.fromkeys(("wrong_key", "neighbours"))
         if encoder is not None:
-            result["neighbours"] = neighbours(encoder, torch.from_numpy(np.stack(test[:16]["images"])))
+            result["neighbours"] = neighbours(encoder, stacked(data["test"].select(range(min(16, len(test)))), size))
             learner.encoder = encoder_of(row, budget, SecretKey.generate(), width)
             result["wrong_key"] = 100 * trainer.evaluate()["eval_accuracy"]
     return result | {"parameters": model.num_parameters(), "seconds": round(time.perf_counter() - start)}
+
+
+def align_start(model: PreTrainedModel, encoder: Encoder, images: Dataset, public: Dataset, seed: int) -> None:
+    """What `train.py --public_images` does: ciphertexts and public images that are not theirs, no key, no label."""
+    size, patch_size = model.config.image_size, model.config.patch_size
+    count = most_images(size, patch_size)
+    plain, public_plain = (stacked(rows.select(range(min(count, len(rows)))), size) for rows in (images, public))
+    cipher = torch.from_numpy(encrypt_all(encoder.encrypt, plain.numpy()))
+    rehearsed = rehearse(encoder.config, to_float(public_plain), seed)
+    found = align(to_float(cipher), to_float(public_plain), rehearsed, patch_size, seed)
+    distil(model, to_float(public_plain), found, seed, DEVICE)
+    fold(model, found)
+
+
+def stacked(rows: Dataset, size: int) -> torch.Tensor:
+    """The images, prepared: uint8 (B, 3, S, S)."""
+    return torch.from_numpy(np.stack(rows.with_transform(Prepare(size))[:]["images"]))
 
 
 def at_home_row(model: PreTrainedModel, data: dict[str, Dataset], size: int) -> dict[str, Any]:
     """The frozen model's features of plain images, and a linear head on them."""
     sides = []
     for split in ("train", "test"):
-        images = data[split].with_transform(Prepare(size))[:]["images"]
-        sides += [torch.from_numpy(np.stack(images)), torch.tensor(data[split]["label"])]
+        sides += [stacked(data[split], size), torch.tensor(data[split]["label"])]
     accuracy = 100 * at_home(model, *sides)["linear"]
     result = {"accuracy": accuracy, "best_on_test": accuracy} | dict.fromkeys(("wrong_key", "neighbours"))
     return result | {"parameters": model.num_parameters()}

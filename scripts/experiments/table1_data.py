@@ -12,11 +12,15 @@ from hf_neuracrypt.images import prepare, to_rgb
 from hf_neuracrypt.schemes import PEConfig
 
 
+PUBLIC = 4_000  # plain images, at most, that an aligned start is given
 HUB = {"cifar10": "uoft-cs/cifar10", "mnist": "ylecun/mnist"}
 
 
 def load_data(name: str, source: str | None, budget: Budget) -> dict[str, Dataset]:
-    """The first rows of train and test."""
+    """The first rows of train and test, and as "public" the last of train, of which nobody uses the labels.
+
+    Whoever uses "public" does not learn from it: where `budget` has all of train learned from, that is 4,000 fewer.
+    """
     if name == "digits":
         from sklearn.datasets import load_digits
 
@@ -29,10 +33,11 @@ def load_data(name: str, source: str | None, budget: Budget) -> dict[str, Datase
         splits = load_source(source or HUB[name])
     columns = find_columns(splits["train"].features, None, None)
     names = {name: new for name, new in ((columns.image, "image"), (columns.labels[0], "label")) if name != new}
-    return {
-        split: splits[split].rename_columns(names).select(range(min(count or len(splits[split]), len(splits[split]))))
-        for split, count in (("train", budget.train), ("test", budget.test))
-    }
+    splits = {split: splits[split].rename_columns(names) for split in ("train", "test")}
+    counts = {"train": budget.train, "test": budget.test}
+    chosen = {split: rows.select(range(min(counts[split] or len(rows), len(rows)))) for split, rows in splits.items()}
+    rows = len(splits["train"])
+    return chosen | {"public": splits["train"].select(range(max(budget.train or 0, rows - PUBLIC), rows))}
 
 
 class Prepare:

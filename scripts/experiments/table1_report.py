@@ -60,7 +60,8 @@ def steps(recipe: dict) -> str:
 def model_of(row: Row, settings: dict) -> str:
     """What the row trains, as a reader calls it."""
     shakedrop = f"ShakeDrop-{settings['pyramid']['depth']}"
-    vit = "ViT, adapted with the key" if row.adapted else "ViT, frozen" if row.frozen else "ViT"
+    kinds = {"adapted with the key": row.adapted, "aligned start": row.aligned, "frozen": row.frozen}
+    vit = ", ".join(["ViT", *(kind for kind, given in kinds.items() if given)])
     return {"vit": vit, "shakedrop": shakedrop}.get(row.model, f"{row.model.upper()}-AdaptNet, {shakedrop}")
 
 

@@ -18,6 +18,7 @@ class Row:
         adapted: the owner permutes the model's embeddings with the key, which gives the cipher away.
         published: accuracy in per cent by dataset.
         source: of the published figures.
+        aligned: the cloud starts with public images, as `train.py --public_images` does.
         frozen: the owner computes features with the pre-trained model, and trains nothing but a linear head on them.
     """
 
@@ -27,6 +28,7 @@ class Row:
     adapted: bool = False
     published: dict[str, float] = field(default_factory=dict)
     source: str = ""
+    aligned: bool = False
     frozen: bool = False
 
 
@@ -34,6 +36,7 @@ ROWS = {
     "plain-vit": Row(None, "vit", published={"cifar10": 99.10, "mnist": 99.71}, source=QI),
     "features-at-home": Row(None, "vit", frozen=True),
     "color-neuracrypt": Row("color-neuracrypt", "vit", published={"cifar10": 96.20}, source=QI),
+    "color-neuracrypt-aligned": Row("color-neuracrypt", "vit", aligned=True),
     "color-neuracrypt-float": Row("color-neuracrypt-float", "vit", BATCH, published={"cifar10": 96.20}, source=QI),
     "neuracrypt": Row("neuracrypt", "vit", BATCH | {"channels": 3}, False, {"cifar10": 70.60, "mnist": 97.93}, QI),
     "vit-blockwise": Row("vit-blockwise", "vit"),

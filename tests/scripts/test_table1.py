@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image as PILImage
 
+from hf_neuracrypt.alignment import adversary, moments, rehearsal
 from hf_neuracrypt.errors import NeuraCryptError
 from tests.helpers import batch, load_script, make_images
 
@@ -57,6 +58,33 @@ def test_rows_resume_and_report(table, monkeypatch, tmp_path, capsys):
     assert output.with_suffix(".png").stat().st_size > 1000
     with pytest.raises(NeuraCryptError, match="another dataset, model or budget"):
         call(table, monkeypatch, *rows, "--dataset", "mnist")
+
+
+@pytest.mark.usefixtures("short_search")
+def test_an_aligned_row_learns_from_no_public_image(table, monkeypatch, tmp_path):
+    """Neither where a budget leaves images over nor where it trains on all; then the last are left out."""
+    seen: dict[str, list[int]] = {}
+    smoke, align_start = table.BUDGETS["smoke"], table.align_start
+    steps = (adversary, "HEATS", ((5, 2), (5, 1))), (adversary, "STEPS", 5), (rehearsal, "STEPS", 5)
+    for module, name, few in (*steps, (moments, "STARTS", 2), (rehearsal, "KEYS", 1)):
+        monkeypatch.setattr(module, name, few)
+
+    def recorded(model, encoder, images, public, seed):
+        seen["learned"], seen["public"] = len(images), len(public)
+        if not seen.get("aligned"):
+            before = model.get_parameter("vit.embeddings.patch_embeddings.projection.weight").clone()
+            align_start(model, encoder, images.select(range(40)), public.select(range(40)), seed)
+            after = model.get_parameter("vit.embeddings.patch_embeddings.projection.weight")
+            seen["aligned"] = not torch.equal(before, after)
+
+    monkeypatch.setattr(table, "align_start", recorded)
+    monkeypatch.setattr(sys.modules["table1_data"], "PUBLIC", 1_000)
+    for train, expected in ((100, (100, 1_000)), (1_000, (1_000, 437)), (None, (437, 1_000))):
+        monkeypatch.setitem(table.BUDGETS, "smoke", dataclasses.replace(smoke, train=train))
+        output = tmp_path / f"{train}.json"
+        call(table, monkeypatch, "--output", output, "--rows", "color-neuracrypt-aligned")
+        assert seen == {"learned": expected[0], "public": expected[1], "aligned": True}
+        assert "| color-neuracrypt-aligned | ViT, aligned start |" in output.with_suffix(".md").read_text()
 
 
 def test_a_pretrained_vit_and_the_original_settings(table, vit_config, tmp_path):
