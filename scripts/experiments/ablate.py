@@ -85,12 +85,13 @@ ROWS = [
 
 def read_images(sources: Sequence[object], config: SchemeConfig) -> torch.Tensor:
     """Plain images, prepared: uint8 (B, 3, S, S). Raises ImageError."""
-    images: list[np.ndarray] = []
-    for image in prepare_all(sources, config):
-        if isinstance(image, ImageError):
-            raise image
-        images.append(image)
-    return torch.from_numpy(np.stack(images))
+    images = np.empty((len(sources), 3, config.image_size, config.image_size), np.uint8)
+    for start in range(0, len(images), 1_000):  # in memory once
+        for number, image in enumerate(prepare_all(sources[start : start + 1_000], config), start):
+            if isinstance(image, ImageError):
+                raise image
+            images[number] = image
+    return torch.from_numpy(images)
 
 
 def read_rows(rows: Dataset, config: SchemeConfig) -> tuple[torch.Tensor, torch.Tensor]:
