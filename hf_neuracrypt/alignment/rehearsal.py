@@ -98,7 +98,7 @@ def correct_map(owners: Side, rehearsed: Sequence[Side], plain: torch.Tensor, se
         sides = [owners, *rehearsed]
         for _ in range(ROUNDS):
             _learn(network, optimizer, [values @ found for values, found in sides[1:]], plain, steps, progress)
-            sides = [(values, _fitted(values, network.correct(values @ found))) for values, found in sides]
+            sides = [(values, fitted(values, network.correct(values @ found))) for values, found in sides]
     decrypted = [values @ found for values, found in sides]
     corrected = network.correct(decrypted[0])
     corrected -= corrected.mean((0, 1, 2))
@@ -129,7 +129,7 @@ def _framed(values: torch.Tensor) -> torch.Tensor:
     return pad(values, (0, 0, 1, 1, 1, 1))
 
 
-def _fitted(values: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+def fitted(values: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     """The map (K', K) under which `values` (B, g, g, K') come nearest to what is wanted, (B, g, g, K)."""
     rows, wanted = values.flatten(0, 2), wanted.flatten(0, 2)
     gram = rows.T @ rows / len(rows) + 1e-3 * torch.eye(rows.shape[1])

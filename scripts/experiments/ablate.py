@@ -21,7 +21,7 @@ import json
 import os
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -37,9 +37,9 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from hf_neuracrypt import EncoderConfig, SecretKey, load_encoder
-from hf_neuracrypt.alignment import Alignment, align, most_images, rehearse
-from hf_neuracrypt.alignment.patches import to_patches
-from hf_neuracrypt.alignment.rehearsal import Corrected, Corrector
+from hf_neuracrypt.alignment import CIPHER_COMPONENTS, PLAIN_COMPONENTS, Alignment, align, most_images, rehearse
+from hf_neuracrypt.alignment.patches import Whitened, to_patches
+from hf_neuracrypt.alignment.rehearsal import Corrected, Corrector, fitted
 from hf_neuracrypt.data.batches import encrypt_all, prepare_all
 from hf_neuracrypt.data.columns import find_columns
 from hf_neuracrypt.data.sources import load_source
@@ -158,16 +158,22 @@ class Data:
         return [self.cipher, *(encrypted(self.encoder, torch.from_numpy(each)) for each in views[1:])]
 
 
-def of_pairs(data: Data) -> Alignment:
-    """The linear map that pairs of pictures and their ciphertexts give, which no cloud has: a bound of what an
-    alignment can find."""
+def of_pairs(data: Data, public: torch.Tensor, rehearsed: Iterable[torch.Tensor]) -> Alignment:
+    """What `align` gives, with maps fitted on pairs of pictures and their ciphertexts, which no cloud has of the
+    owner's: a bound of what an alignment can find."""
     patch = data.config.patch_size
-    plain, cipher = (to_patches(to_float(side[-PAIRS:]), patch).flatten(1, 2) for side in (data.plain, data.cipher))
-    means = cipher.mean(0), plain.mean(0)
-    ours, theirs = (cipher - means[0]).flatten(0, 1), (plain - means[1]).flatten(0, 1)
-    gram = ours.T @ ours + 1e-3 * ours.square().mean() * len(ours) * torch.eye(ours.shape[1])
-    found = torch.linalg.solve(gram, ours.T @ theirs)
-    return Alignment(found, torch.eye(theirs.shape[1]), *means, Corrected(found, Corrector(1), 1.0, []))
+    plain = Whitened(to_patches(public, patch), PLAIN_COMPONENTS)
+    pictures = (to_patches(to_float(data.plain[-PAIRS:]), patch) - plain.mean) @ (plain.basis / plain.scale)
+
+    def fit(images: torch.Tensor, wanted: torch.Tensor) -> tuple[Whitened, torch.Tensor]:
+        side = Whitened(to_patches(images, patch), CIPHER_COMPONENTS)
+        return side, fitted(side.values, wanted)
+
+    own = [side.values @ found for side, found in (fit(images, plain.values) for images in rehearsed)]
+    side, found = fit(to_float(data.cipher[-PAIRS:]), pictures)
+    means = side.mean.flatten(0, 1), plain.mean.flatten(0, 1)
+    corrected = Corrected(found, Corrector(len(plain.scale)), 1.0, own)
+    return Alignment(side.basis / side.scale @ found, (plain.basis * plain.scale).T, *means, corrected)
 
 
 def explained(alignment: Alignment, data: Data) -> float:
@@ -212,14 +218,14 @@ def start(model: PreTrainedModel, row: Row, data: Data, seed: int) -> dict[str, 
     images = rounded(data.plain if row.plain else data.cipher, row.bits)
     result: dict[str, Any] = {}
     if row.public:
+        public = to_float(data.public(row.public))
+        rehearsed = rehearse(data.config, public, seed)
         if row.public == "pairs":
-            alignment = of_pairs(data)
+            alignment = of_pairs(data, public, rehearsed)
         else:
-            public = to_float(data.public(row.public))
-            rehearsed = rehearse(data.config, public, seed)
             alignment = align(to_float(images[: len(public)]), public, rehearsed, data.config.patch_size, seed)
-            if row.distilled:
-                distil(model, public, alignment, seed)
+        if row.distilled:
+            distil(model, public, alignment, seed)
         if row.wrong_sign:
             alignment = replace(alignment, to_components=-alignment.to_components)
         fold(model, alignment)
