@@ -117,8 +117,14 @@ def align(
         found = match_windows(side, plain, [_extended(left @ right, side)], seed, f"rehearsal {number}")
         own.append((side.values, found))
     corrected = correct_map(owners, own, truth, seed)
-    to_components, components = hidden.basis / hidden.scale @ corrected.map, (plain.basis * plain.scale)[:, :leading].T
-    return Alignment(to_components, components, hidden.mean.flatten(0, 1), plain.mean.flatten(0, 1), corrected)
+    return unwhitened(hidden, plain, corrected)
+
+
+def unwhitened(cipher: Whitened, plain: Whitened, corrected: Corrected) -> Alignment:
+    """The alignment of patches that a map of their whitened components makes."""
+    to_components = cipher.basis / cipher.scale @ corrected.map
+    components = (plain.basis * plain.scale)[:, : corrected.map.shape[1]].T
+    return Alignment(to_components, components, cipher.mean.flatten(0, 1), plain.mean.flatten(0, 1), corrected)
 
 
 def _extended(rotation: torch.Tensor, side: Whitened) -> torch.Tensor:

@@ -37,7 +37,15 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from hf_neuracrypt import EncoderConfig, SecretKey, load_encoder
-from hf_neuracrypt.alignment import CIPHER_COMPONENTS, PLAIN_COMPONENTS, Alignment, align, most_images, rehearse
+from hf_neuracrypt.alignment import (
+    CIPHER_COMPONENTS,
+    PLAIN_COMPONENTS,
+    Alignment,
+    align,
+    most_images,
+    rehearse,
+    unwhitened,
+)
 from hf_neuracrypt.alignment.patches import Whitened, to_patches
 from hf_neuracrypt.alignment.rehearsal import Corrected, Corrector, fitted
 from hf_neuracrypt.data.batches import encrypt_all, prepare_all
@@ -171,9 +179,7 @@ def of_pairs(data: Data, public: torch.Tensor, rehearsed: Iterable[torch.Tensor]
 
     own = [side.values @ found for side, found in (fit(images, plain.values) for images in rehearsed)]
     side, found = fit(to_float(data.cipher[-PAIRS:]), pictures)
-    means = side.mean.flatten(0, 1), plain.mean.flatten(0, 1)
-    corrected = Corrected(found, Corrector(len(plain.scale)), 1.0, own)
-    return Alignment(side.basis / side.scale @ found, (plain.basis * plain.scale).T, *means, corrected)
+    return unwhitened(side, plain, Corrected(found, Corrector(len(plain.scale)), 1.0, own))
 
 
 def explained(alignment: Alignment, data: Data) -> float:

@@ -189,7 +189,7 @@ def run(row: Row, budget: Budget, data: dict[str, Dataset], name: str | None, se
         seen = [100 * entry["eval_accuracy"] for entry in trainer.state.log_history if "eval_accuracy" in entry]
         result = {"accuracy": seen[-1], "best_on_test": max(seen)} | dict.fromkeys(("wrong_key", "neighbours"))
         if encoder is not None:
-            result["neighbours"] = neighbours(encoder, stacked(data["test"].select(range(min(16, len(test)))), size))
+            result["neighbours"] = neighbours(encoder, torch.from_numpy(np.stack(test[:16]["images"])))
             learner.encoder = encoder_of(row, budget, SecretKey.generate(), width)
             result["wrong_key"] = 100 * trainer.evaluate()["eval_accuracy"]
     return result | {"parameters": model.num_parameters(), "seconds": round(time.perf_counter() - start)}
@@ -199,11 +199,11 @@ def align_start(model: PreTrainedModel, encoder: Encoder, images: Dataset, publi
     """What `train.py --public_images` does: ciphertexts and public images that are not theirs, no key, no label."""
     size, patch_size = model.config.image_size, model.config.patch_size
     count = most_images(size, patch_size)
-    plain, public_plain = (stacked(rows.select(range(min(count, len(rows)))), size) for rows in (images, public))
-    cipher = torch.from_numpy(encrypt_all(encoder.encrypt, plain.numpy()))
-    rehearsed = rehearse(encoder.config, to_float(public_plain), seed)
-    found = align(to_float(cipher), to_float(public_plain), rehearsed, patch_size, seed)
-    distil(model, to_float(public_plain), found, seed, DEVICE)
+    plain, shown = (stacked(rows.select(range(min(count, len(rows)))), size) for rows in (images, public))
+    similar = to_float(shown)
+    cipher = to_float(torch.from_numpy(encrypt_all(encoder.encrypt, plain.numpy())))
+    found = align(cipher, similar, rehearse(encoder.config, similar, seed), patch_size, seed)
+    distil(model, similar, found, seed, DEVICE)
     fold(model, found)
 
 
