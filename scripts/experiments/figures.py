@@ -3,6 +3,7 @@
 python scripts/experiments/figures.py overview     # photos, their ciphertexts under two keys, and a reconstruction
 python scripts/experiments/figures.py schemes      # one photo under every scheme
 python scripts/experiments/figures.py throughput   # what `benchmark.py encoder` measured
+python scripts/experiments/figures.py curves       # accuracy over epochs, from ablation-long.json
 
 The photos come with scikit-image and are in the public domain (NASA, SpaceX) or CC0. A picture that shows both sides of
 an encryption breaks its key, so every start makes keys of its own, in memory, and forgets them. Backgrounds are
@@ -124,7 +125,22 @@ def draw_throughput(path: Path) -> None:
     charts.save(figure, path)
 
 
-FIGURES = {"overview": draw_overview, "schemes": draw_schemes, "throughput": draw_throughput}
+def draw_curves(path: Path) -> None:
+    """Test accuracy after each epoch, a line for each row of `ablate.py`, its name at its end."""
+    figure, axes = charts.pyplot().subplots(figsize=(8, 4.5))
+    for entry in json.loads((OUTPUT / "ablation-long.json").read_text()):
+        epochs, color = range(1, len(entry["accuracy"]) + 1), charts.ORANGE if entry["switches"]["plain"] else charts.BLUE
+        axes.plot(epochs, entry["accuracy"], "-o", color=color, markersize=3)
+        last = entry["accuracy"][-1]
+        axes.text(epochs[-1] + 0.2, last, f"{entry['row']} {last:.3f}", va="center", color=charts.INK)
+    axes.set_xlabel("epochs")
+    axes.set_ylabel("test accuracy")
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+    charts.save(figure, path)
+
+
+FIGURES = {"overview": draw_overview, "schemes": draw_schemes, "throughput": draw_throughput, "curves": draw_curves}
 
 
 def main() -> None:

@@ -131,6 +131,18 @@ def test_adaptation_keeps_places_and_shape(name):
     assert moved.shape == (32, 32) and moved[4:8, 12:16].all() and moved.sum() == 16
 
 
+@pytest.mark.parametrize("name", ["le", "ele"])
+def test_adaptation_is_tested_with_the_statistics_it_learned_with(name):
+    """Blocks of each position have another contrast, as those of centred pictures have."""
+    adaptation = small_model(name).adaptation.train()
+    contrast = nn.functional.interpolate(torch.rand(1, 1, 8, 8) + 0.05, scale_factor=4)
+    images = contrast * torch.randn(64, 3, 32, 32)
+    with torch.no_grad():
+        for _ in range(200):
+            learned = adaptation(images)
+        torch.testing.assert_close(adaptation.eval()(images), learned, atol=0.05, rtol=0.05)
+
+
 def test_ele_adaptnet_is_separate_networks():
     """The one product against 64 convolutions, spectral norms and batch norms of torch."""
     adaptation = small_model("ele").adaptation

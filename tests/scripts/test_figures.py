@@ -47,3 +47,19 @@ def test_throughput_is_drawn_from_what_was_measured(script, tmp_path, monkeypatc
     assert pixels.shape[2] == 4 and pixels[0, 0, 3] == 0
     blue = [int(script.charts.BLUE[place : place + 2], 16) for place in (1, 3, 5)]
     assert (pixels[..., :3] == blue).all(-1).sum() > 1000
+
+
+def test_curves_are_a_line_a_row_from_plain_images_or_ciphertexts(script, tmp_path, monkeypatch):
+    monkeypatch.setattr(script, "OUTPUT", tmp_path)
+    entries = [
+        {"row": row, "switches": {"plain": row == "plain images"}, "accuracy": [0.1, last]}
+        for row, last in (("plain images", 0.9), ("labels alone", 0.2))
+    ]
+    (tmp_path / "ablation-long.json").write_text(json.dumps(entries))
+    script.draw_curves(tmp_path / "curves.png")
+    pixels = np.asarray(Image.open(tmp_path / "curves.png"))
+    height = {}
+    for color in (script.charts.ORANGE, script.charts.BLUE):
+        drawn = (pixels[..., :3] == [int(color[place : place + 2], 16) for place in (1, 3, 5)]).all(-1)
+        height[color] = np.argwhere(drawn)[:, 0].min()
+    assert height[script.charts.ORANGE] + 100 < height[script.charts.BLUE]  # the better line ends higher
