@@ -129,10 +129,9 @@ def draw_curves(path: Path) -> None:
     """Test accuracy after each epoch, a line for each row of `ablate.py`, its name at its end."""
     figure, axes = charts.pyplot().subplots(figsize=(8, 4.5))
     for entry in json.loads((OUTPUT / "ablation-long.json").read_text()):
-        epochs, color = range(1, len(entry["accuracy"]) + 1), charts.ORANGE if entry["switches"]["plain"] else charts.BLUE
-        axes.plot(epochs, entry["accuracy"], "-o", color=color, markersize=3)
-        last = entry["accuracy"][-1]
-        axes.text(epochs[-1] + 0.2, last, f"{entry['row']} {last:.3f}", va="center", color=charts.INK)
+        seen, color = entry["accuracy"], charts.ORANGE if entry["switches"]["plain"] else charts.BLUE
+        axes.plot(range(1, len(seen) + 1), seen, "-o", color=color, markersize=3)
+        axes.text(len(seen) + 0.2, seen[-1], f"{entry['row']} {seen[-1]:.3f}", va="center", color=charts.INK)
     axes.set_xlabel("epochs")
     axes.set_ylabel("test accuracy")
     for side, spine in axes.spines.items():

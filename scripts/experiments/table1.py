@@ -28,7 +28,7 @@ import torch
 import transformers
 from datasets import Dataset
 from features import at_home
-from fine_tune import to_float
+from fine_tune import BFLOAT16, to_float
 from table1_data import HUB, Prepare, load_data
 from table1_report import report
 from table1_rows import BUDGETS, ROWS, Budget, Recipe, Row
@@ -178,9 +178,10 @@ def run(row: Row, budget: Budget, data: dict[str, Dataset], name: str | None, se
             args=TrainingArguments(
                 folder, max_steps=recipe.steps, per_device_train_batch_size=device_batch, seed=seed,
                 gradient_accumulation_steps=recipe.batch_size // device_batch, per_device_eval_batch_size=64,
-                eval_strategy="steps", eval_steps=budget.eval_steps, max_grad_norm=recipe.clip, bf16=budget.bf16,
+                eval_strategy="steps", eval_steps=budget.eval_steps, max_grad_norm=recipe.clip,
+                bf16=budget.bf16 and (DEVICE == "cuda" or BFLOAT16), use_cpu=DEVICE == "cpu",
                 report_to="none", save_strategy="no", logging_strategy="no", disable_tqdm=True,
-                remove_unused_columns=False, dataloader_num_workers=budget.workers, use_cpu=DEVICE == "cpu",
+                remove_unused_columns=False, dataloader_num_workers=budget.workers,
                 dataloader_pin_memory=DEVICE == "cuda",
             ),
         )  # fmt: skip

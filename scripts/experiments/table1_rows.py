@@ -86,6 +86,7 @@ class Budget:
             transformers has dropout 0, epsilon 1e-12 and a random head.
         pyramid: the size of ShakeDrop.
         eval_steps: how often the test set is looked at for `best_on_test`.
+        bf16: mixed precision, where the device computes fast in bfloat16.
         workers: processes that prepare images.
     """
 
