@@ -120,8 +120,7 @@ def draw_throughput(path: Path) -> None:
     axes.set_yticks(range(len(rates)), sorted(rates, key=lambda name: -rates[name]))
     axes.set_xlim(0, 1.3 * max(rates.values()))
     axes.set_xlabel(f"images/s at 224 px; threads: {machine['threads']}, {machine['processor']}")
-    for side, spine in axes.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
+    axes.spines[["top", "right"]].set_visible(False)
     charts.save(figure, path)
 
 
@@ -134,8 +133,7 @@ def draw_curves(path: Path) -> None:
         axes.text(len(seen) + 0.2, seen[-1], f"{entry['row']} {seen[-1]:.3f}", va="center", color=charts.INK)
     axes.set_xlabel("epochs")
     axes.set_ylabel("test accuracy")
-    for side, spine in axes.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
+    axes.spines[["top", "right"]].set_visible(False)
     charts.save(figure, path)
 
 

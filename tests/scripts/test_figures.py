@@ -16,6 +16,11 @@ def script():
     return load_script("figures")
 
 
+def drawn_in(color: str, pixels: np.ndarray) -> np.ndarray:
+    """Which pixels (H, W, 4) are of a colour "#rrggbb"."""
+    return (pixels[..., :3] == list(bytes.fromhex(color[1:]))).all(-1)
+
+
 def test_a_grid_changes_no_pixel_and_is_transparent_between(script):
     images = make_images(4, 32)
     first, second, third, fourth = images.transpose(0, 3, 1, 2)
@@ -45,8 +50,7 @@ def test_throughput_is_drawn_from_what_was_measured(script, tmp_path, monkeypatc
     script.draw_throughput(tmp_path / "throughput.png")
     pixels = np.asarray(Image.open(tmp_path / "throughput.png"))
     assert pixels.shape[2] == 4 and pixels[0, 0, 3] == 0
-    blue = [int(script.charts.BLUE[place : place + 2], 16) for place in (1, 3, 5)]
-    assert (pixels[..., :3] == blue).all(-1).sum() > 1000
+    assert drawn_in(script.charts.BLUE, pixels).sum() > 1000
 
 
 def test_curves_are_a_line_a_row_from_plain_images_or_ciphertexts(script, tmp_path, monkeypatch):
@@ -60,6 +64,5 @@ def test_curves_are_a_line_a_row_from_plain_images_or_ciphertexts(script, tmp_pa
     pixels = np.asarray(Image.open(tmp_path / "curves.png"))
     height = {}
     for color in (script.charts.ORANGE, script.charts.BLUE):
-        drawn = (pixels[..., :3] == [int(color[place : place + 2], 16) for place in (1, 3, 5)]).all(-1)
-        height[color] = np.argwhere(drawn)[:, 0].min()
+        height[color] = np.argwhere(drawn_in(color, pixels))[:, 0].min()
     assert height[script.charts.ORANGE] + 100 < height[script.charts.BLUE]  # the better line ends higher
