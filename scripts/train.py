@@ -119,8 +119,8 @@ def main(model_args: ModelArguments, data_args: DataArguments, training_args: Ru
             print(ahead(model, train_split, collator, steps, training_args), flush=True)
     if public_images and checkpoint is None:
         if training_args.process_index == 0:
-            seed, device = training_args.seed, training_args.device
-            aligned_start(model, train_split, splits.columns, records, public_images, seed, target, device)
+            seed, device, bf16 = training_args.seed, training_args.device, training_args.bf16
+            aligned_start(model, train_split, splits.columns, records, public_images, seed, target, device, bf16)
         model.load_state_dict(broadcast_object_list([model.state_dict()])[0])  # all start where rank 0 does
 
     # Train

@@ -22,7 +22,7 @@ import torch
 
 from hf_neuracrypt.alignment.adversary import match_windows
 from hf_neuracrypt.alignment.moments import match_moments
-from hf_neuracrypt.alignment.patches import Whitened, to_patches
+from hf_neuracrypt.alignment.patches import PatchMap, Whitened, to_patches
 from hf_neuracrypt.alignment.rehearsal import Corrected, Side, correct_map, rehearse
 from hf_neuracrypt.errors import NeuraCryptError
 
@@ -54,9 +54,9 @@ class Alignment:
     corrected: Corrected
 
     @property
-    def to_plain(self) -> torch.Tensor:
-        """float32 (D, D); a centred ciphertext patch times it is about the centred plain patch."""
-        return self.to_components @ self.components
+    def patch_map(self) -> PatchMap:
+        """What `models.embeddings.fold` makes embeddings of."""
+        return PatchMap(self.to_components @ self.components, self.cipher_mean, self.plain_mean)
 
     def decrypt(self, pixels: torch.Tensor, patch_size: int) -> torch.Tensor:
         """Patches (B, N, D) that approximate the plain ones of ciphertexts (B, 3, S, S), by the map alone."""

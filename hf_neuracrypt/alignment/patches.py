@@ -1,5 +1,7 @@
 """Images as grids of patches, patches as their leading principal components, and windows of 3 x 3 patches."""
 
+from typing import NamedTuple
+
 import torch
 from einops import rearrange
 
@@ -16,6 +18,20 @@ def to_images(patches: torch.Tensor, patch_size: int) -> torch.Tensor:
     """Patches (B, N, 3 P^2) -> images (B, 3, S, S)."""
     side = int(patches.shape[1] ** 0.5)
     return rearrange(patches, "b (h w) (c p q) -> b c (h p) (w q)", h=side, p=patch_size, q=patch_size)
+
+
+class PatchMap(NamedTuple):
+    """Plain patches as an affine function of ciphertext patches; pixels are in [-1, 1], D = 3 P^2, N patches.
+
+    Args:
+        to_plain: float32 (D, D); a centred ciphertext patch (a row) times it is about the centred plain patch.
+        cipher_mean: float32 (N, D), the mean ciphertext patch at each position.
+        plain_mean: float32 (N, D), the mean plain patch.
+    """
+
+    to_plain: torch.Tensor
+    cipher_mean: torch.Tensor
+    plain_mean: torch.Tensor
 
 
 class Whitened:

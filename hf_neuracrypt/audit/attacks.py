@@ -15,16 +15,12 @@ import torch
 from tqdm.auto import tqdm
 
 from hf_neuracrypt import __version__
+from hf_neuracrypt.audit import its_packages
 from hf_neuracrypt.data.manifest import checksum, read_manifest
-from hf_neuracrypt.errors import NeuraCryptError
 
 
-try:
+with its_packages():
     from hf_neuracrypt.audit import ciphertext, deep, folder, known, matching, puzzles
-except ModuleNotFoundError as error:
-    if (error.name or "").split(".")[0] not in ("skimage", "scipy"):
-        raise
-    raise NeuraCryptError("the audit needs scikit-image and SciPy: pip install 'hf-neuracrypt[audit]'") from None
 
 from hf_neuracrypt.audit.pairs import Pairs, load_pairs
 from hf_neuracrypt.audit.results import AUDIT_FORMAT, NOT_APPLICABLE, Row

@@ -176,14 +176,8 @@ def reconstruct(known: Pairs, unknown: np.ndarray, seed: int) -> dict[str, np.nd
     Returns:
         uint8 (N, 3, S, S) by "ridge" and "mlp".
     """
-    given, target = known.encrypted_centred, known.plain_patches.astype(np.float32)
-    fits = []
-    for over in ((0, 1), (0,)) if len(known) > 1 else ((0, 1),):  # one pair has no mean of a position
-        middle, mean = given.mean(over, keepdims=True), target.mean(over, keepdims=True)
-        rows, aims = ((part - its).reshape(-1, part.shape[-1]) for part, its in ((given, middle), (target, mean)))
-        weights, error = ridge(rows, aims, middle.shape[1], seed)
-        fits.append((error, middle, mean, rows, aims, weights))
-    _, middle, mean, rows, aims, weights = min(fits, key=lambda fit: fit[0])
+    weights, middle, mean = linear_map(known, seed)
+    rows, aims = _rows(known.encrypted_centred - middle), _rows(known.plain_patches - mean)
     linear = (unknown - middle) @ weights
     rest = perceptron(rows, aims - rows @ weights, unknown - middle, aims, seed)
 
@@ -191,6 +185,27 @@ def reconstruct(known: Pairs, unknown: np.ndarray, seed: int) -> dict[str, np.nd
         return join((patches + mean).round().clip(0, 255).astype(np.uint8), known.config.image_size)
 
     return {"ridge": images(linear), "mlp": images(linear + rest)}
+
+
+def linear_map(known: Pairs, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The linear map from ciphertext patches to plain ones that fits the pairs best.
+
+    Returns:
+        float32 (D, D'), of a ciphertext patch that is centred as in `Pairs.encrypted_centred`, less the second: float32
+        (1, P or 1, D), and the third, (1, P or 1, D'), is to be added to what it gives, in grey levels.
+    """
+    given, target = known.encrypted_centred, known.plain_patches.astype(np.float32)
+    fits = []
+    for over in ((0, 1), (0,)) if len(known) > 1 else ((0, 1),):  # one pair has no mean of a position
+        middle, mean = given.mean(over, keepdims=True), target.mean(over, keepdims=True)
+        weights, error = ridge(_rows(given - middle), _rows(target - mean), middle.shape[1], seed)
+        fits.append((error, weights, middle, mean))
+    return min(fits, key=lambda fit: fit[0])[1:]
+
+
+def _rows(patches: np.ndarray) -> np.ndarray:
+    """(N, P, D) -> (N P, D)."""
+    return patches.reshape(-1, patches.shape[-1])
 
 
 def ridge(given: np.ndarray, target: np.ndarray, means: int, seed: int) -> tuple[np.ndarray, float]:

@@ -23,7 +23,7 @@ from hf_neuracrypt.data.batches import encrypt_all, prepare_all
 from hf_neuracrypt.data.columns import array_dtype, find_columns
 from hf_neuracrypt.data.dataset import keyed_order
 from hf_neuracrypt.data.manifest import REJECTED, dicom_of, read_manifest, views_of
-from hf_neuracrypt.data.sources import files_of, is_table, load_source, quiet_datasets
+from hf_neuracrypt.data.sources import files_of, is_table, load_source, quiet_datasets, stored_record
 from hf_neuracrypt.encoders.base import Encoder
 from hf_neuracrypt.errors import DatasetError, ImageError
 from hf_neuracrypt.images import as_array
@@ -173,6 +173,34 @@ def load_pairs(
     return _compare(encoder, np.stack(plain), stored, known, chosen.tolist(), f"rows of {folder}", source)
 
 
+def make_pairs(source: str, encoder: Encoder, count: int, seed: int, image_column: str | None = None) -> Pairs:
+    """Plain images, and what the key makes of them.
+
+    Args:
+        source, image_column: as given to `encrypt`; of its splits, the one called train or the first.
+        encoder: with the key.
+        count: how many images, drawn by `seed`; of a streamed source, the first ones.
+
+    Raises:
+        DatasetError: it has fewer, they cannot be read, or they are encrypted.
+    """
+    size = encoder.config.image_size
+    if count > (most := MAX_VALUES // (3 * size**2)):
+        raise DatasetError(f"{count:,} images of {size} pixels are too many: {most:,} fit into memory")
+    if stored_record(source) is not None:
+        raise DatasetError(f"{source} is encrypted: give plain images")
+    files = files_of(source)
+    streaming = is_table(source, files)
+    with quiet_datasets():
+        splits = dict(load_source(source, streaming, files))
+    name = "train" if "train" in splits else next(iter(splits))
+    if (total := count if streaming else len(splits[name])) < count:
+        raise DatasetError(f"the split {name} of {source} has {total:,} images, {count:,} are needed")
+    numbers = np.random.default_rng(seed).permutation(total)[:count].tolist()
+    plain = np.stack(_plain(splits[name], numbers, encoder.config, image_column, f"the split {name} of {source}"))
+    return Pairs(encoder.config, plain, encrypt_all(encoder.encrypt_in_place, plain))
+
+
 def _rejected(folder: Path) -> dict[str, set[int]]:
     """The source rows of each split that are not in the folder."""
     left_out: dict[str, set[int]] = {}
@@ -217,11 +245,11 @@ def _plain(
             for image in prepare_all(batch, config):
                 if isinstance(image, ImageError):
                     row = sorted(numbers)[len(images)]
-                    raise DatasetError(f"row {row} of {where}, which was encrypted, cannot be read: {image}")
+                    raise DatasetError(f"row {row} of {where} cannot be read: {image}")
                 images.append(image)
             bar.update(len(batch))
     if len(images) != len(numbers):
-        raise DatasetError(f"{where} has fewer images than the encrypted folder")
+        raise DatasetError(f"{where} has fewer images than are needed")
     return [images[place] for place in np.argsort(np.argsort(numbers))]
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from hf_neuracrypt.cli.common import Encrypted, KeyFile, PassphraseFile, Yes, load_key, load_record, note
+from hf_neuracrypt.cli.common import Encrypted, ImageColumn, KeyFile, PassphraseFile, Yes, load_key, load_record, note
 from hf_neuracrypt.errors import NeuraCryptError, fail
 
 
@@ -76,20 +76,30 @@ def predict(
 
 def adapt(
     model: Annotated[str, typer.Option(help="Folder or Hub id of a ViT trained on plain images.")],
-    dataset: Annotated[str, typer.Option(help="Folder or Hub id of images encrypted with --scheme vit-blockwise.")],
+    dataset: Annotated[str, typer.Option(help="Folder or Hub id of the encrypted images it is to see.")],
     key_file: KeyFile,
     output: Annotated[Path, typer.Option(help="New folder for the adapted model.")],
+    source: Annotated[
+        str | None, typer.Option(help="Plain images of yours that the embedding is fitted on (not for vit-blockwise).")
+    ] = None,
+    pairs: Annotated[int, typer.Option(min=1, metavar="N", help="On how many of them: what you give away.")] = 64,
+    image_column: ImageColumn = None,
     passphrase_file: PassphraseFile = None,
     yes: Yes = False,
 ) -> None:
-    """Fit a plain ViT to the ciphertexts of vit-blockwise.
+    """Give a plain ViT an embedding that sees in your ciphertexts, for a cloud to train on.
 
-    It needs no training. The result, beside the plain model, reveals the cipher.
+    It needs no training, and it gives something away: of vit-blockwise the whole cipher, of color-neuracrypt as much as
+    so many known pairs. How much that is, is said before anything is written.
 
     \b
     Example:
-      hf-neuracrypt adapt --model plain-vit/ --dataset encrypted/ --key-file hospital.key --output adapted/
+      hf-neuracrypt adapt --model plain-vit/ --dataset encrypted/ --source photos/ --key-file hospital.key \\
+          --output adapted/
     """
+    from hf_neuracrypt.data.places import check_places
+
+    check_places(source or dataset, key_file, output)
     key = load_key(key_file, passphrase_file)
     if output.exists():
         raise NeuraCryptError(f"{output} exists: choose another folder")
@@ -98,11 +108,26 @@ def adapt(
     from hf_neuracrypt.models import embeddings, load
 
     record = load_record(dataset, key, yes)
+    scheme, permutes = record.config.scheme, record.config.symbol_bits is not None
+    if not record.config.fits_patches:
+        raise NeuraCryptError(f"no model is adapted to {scheme}, only to vit-blockwise and color-neuracrypt")
+    if permutes == (source is not None):
+        raise NeuraCryptError(f"{scheme} takes {'no --source' if permutes else '--source, plain images of yours'}")
     config = load.load_model_config(model)
     if load.model_records(config):
         raise NeuraCryptError(f"{model} was trained on encrypted images already")
     size, names = record.config.image_size, [name for _, name in sorted((config.id2label or {}).items())]
     fitted = load.load_model(model, None, names, size, [record])
-    embeddings.adapt(fitted, load_encoder(record.config, key)).save_pretrained(output)
+    encoder = load_encoder(record.config, key)
+    if source is None:
+        note(embeddings.WARNING)
+        embeddings.adapt(fitted, encoder)
+    else:
+        from hf_neuracrypt.audit import adapted
+
+        own = adapted.own_pairs(source, encoder, pairs, image_column)
+        note(adapted.given_away(own, pairs))
+        adapted.fit(fitted, own.take(range(pairs)))
+    fitted.save_pretrained(output)
     load.stock_processor(size).save_pretrained(output)
-    note(f"Wrote {output}.\n{embeddings.WARNING}")
+    note(f"Wrote {output}.")

@@ -1,5 +1,5 @@
-"""Edits of a Vision Transformer's embeddings, which leave it a stock model: for another image size, for an alignment,
-for the ciphertexts of `vit-blockwise`.
+"""Edits of a Vision Transformer's embeddings, which leave it a stock model: for another image size, for a map of
+patches (of an alignment, or fitted on pairs: `audit.adapted`), for the ciphertexts of `vit-blockwise`.
 
 The last, `adapt`, is an owner's step, with the key. Kiya, Iijima 2023 send such a model encrypted queries; Nagamori,
 Shiota, Kiya (arXiv 2401.05126) fine-tune it on encrypted images ("domain adaptation"). The patch embedding sums weight
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from hf_neuracrypt.alignment import Alignment
+from hf_neuracrypt.alignment.patches import PatchMap
 from hf_neuracrypt.encoders.base import Encoder
 from hf_neuracrypt.encoders.blockwise import ViTBlockwise
 from hf_neuracrypt.errors import NeuraCryptError
@@ -90,7 +90,7 @@ def patch_embedding(model: PreTrainedModel) -> tuple[torch.nn.Conv2d, torch.nn.P
     return projection, next((weight for name, weight in parts if name.startswith("position_embedding")), None)
 
 
-def fold(model: PreTrainedModel, alignment: Alignment) -> None:
+def fold(model: PreTrainedModel, found: PatchMap) -> None:
     """Give the model embeddings that see through the encryption: on ciphertexts, what it had on decrypted patches.
 
     The map goes into the weights of the patch embedding, the means of each position into the position embeddings; of a
@@ -98,8 +98,8 @@ def fold(model: PreTrainedModel, alignment: Alignment) -> None:
     """
     projection, positions = patch_embedding(model)
     old = projection.weight.detach().flatten(1)
-    new = old @ alignment.to_plain.T
-    shift = alignment.plain_mean @ old.T - alignment.cipher_mean @ new.T  # before `old`, a view, is overwritten
+    new = old @ found.to_plain.T
+    shift = found.plain_mean @ old.T - found.cipher_mean @ new.T  # before `old`, a view, is overwritten
     with torch.no_grad():
         projection.weight.copy_(new.reshape(projection.weight.shape))
         if positions is not None:

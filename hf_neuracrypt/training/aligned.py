@@ -38,6 +38,7 @@ def aligned_start(
     seed: int,
     target: Target | None = None,
     device: torch.device | str = "cpu",
+    bf16: bool = False,
 ) -> bool:
     """Fold the map that `alignment` finds between ciphertexts and public images into the model's embeddings, after the
     model has learned from the public images to see through the map's errors.
@@ -53,7 +54,7 @@ def aligned_start(
         public_images: folder or Hub id of plain images of roughly the same kind; labels are not needed.
         seed: chooses the images, where there are more than are needed.
         target: see `Collator`.
-        device: where to learn; the model is on the CPU.
+        device, bf16: where to learn, and whether in mixed precision; the model is on the CPU.
 
     Returns:
         Whether the map was kept.
@@ -79,7 +80,7 @@ def aligned_start(
     probed, folded = (cipher[:PROBED], labels[:PROBED]), (projection.weight, projection.bias, positions)
     usual = [(weight, weight.detach().clone()) for weight in folded if weight is not None]
     before = probe(model, *probed)
-    fold(model, found)
+    fold(model, found.patch_map)
     after = probe(model, *probed)
     for weight, value in usual:
         weight.data.copy_(value)
@@ -90,8 +91,8 @@ def aligned_start(
         len(cipher), len(plain), found.corrected.explained, kept, "rose" if after > before else "went", before, after,
     )  # fmt: skip
     if after >= before:
-        distil(model, plain, found, seed, device)
-        fold(model, found)
+        distil(model, plain, found, seed, device, bf16)
+        fold(model, found.patch_map)
     return after >= before
 
 
@@ -101,6 +102,7 @@ def distil(
     found: alignment.Alignment,
     seed: int,
     device: torch.device | str = "cpu",
+    bf16: bool = False,
 ) -> None:
     """Teach the model to see in pictures that are decrypted roughly what it sees in the pictures themselves.
 
@@ -114,8 +116,10 @@ def distil(
         found: the alignment that will be folded.
         seed: of the images, and of how they are moved.
         device: where to learn; the model is on the CPU before and after.
+        bf16: learn in mixed precision.
     """
     recipe, patch_size = RECIPES["neuracrypt"], side(model.config, "patch_size")
+    mixed = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16)
     training, teacher = model.training, copy.deepcopy(model).eval()
     for each in (model.eval(), teacher):
         torch.nn.Module.to(each, device)
@@ -129,9 +133,10 @@ def distil(
         key = int(torch.randint(len(found.corrected.rehearsed), (), generator=generator))
         pairs = torch.cat([public[chosen], to_images(found.rehearsed(key, chosen), patch_size)], dim=1)
         plain, decrypted = moved(flipped(pairs, generator), generator).to(device).split(3, dim=1)
-        with torch.no_grad():
-            wanted = teacher(pixel_values=plain, output_hidden_states=True).hidden_states[-1]
-        seen = model(pixel_values=decrypted, output_hidden_states=True).hidden_states[-1]
+        with mixed, torch.no_grad():
+            wanted = teacher(pixel_values=plain, output_hidden_states=True).hidden_states[-1].float()
+        with mixed:
+            seen = model(pixel_values=decrypted, output_hidden_states=True).hidden_states[-1].float()
         loss = (seen - wanted).square().mean() / wanted.square().mean()
         optimizer.zero_grad()
         loss.backward()

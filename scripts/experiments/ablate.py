@@ -8,60 +8,54 @@ same kind are images 10,000 on of the training split (of a smaller one, the last
 are squares of scikit-image's and scikit-learn's photos. What the file already holds is not run again, and a row that
 was stopped goes on after its last epoch, from a file beside the output. A seed names the keys as well, insecure on
 purpose; trained models are also asked under one more key. Images stay in memory and a loop in bfloat16, or float32
-where that is faster, stands in for `Trainer`: one cycle of the learning rate, AdamW, the rates of the recipe. Rows with
-LoRA need `peft`. Before training, each row is probed: how well a ridge regression on the frozen
-model's class token predicts the labels of 600 images; `--epochs 0` does nothing else. "Features at home" trains
-nothing: a logistic regression on those tokens of plain images, and their 20 nearest neighbours.
+where that is faster, stands in for `Trainer`: one cycle of the learning rate, AdamW, the rates of the recipe. LoRA
+needs `peft`. Before training, each row is probed: how well a ridge regression on the frozen model's class token tells
+the labels of 600 images; `--epochs 0` does only that. "Features at home" trains nothing: a logistic regression on those
+tokens of plain images, and their 20 nearest neighbours. Two kinds of rows take more from the owner: "adapted" is what
+`hf-neuracrypt adapt` makes of known pairs, "soft" labels are probabilities that such a regression at home gives each
+image, on features of 224 px, by the other four fifths of the images.
 """
 
 import argparse
 import functools
-import hashlib
 import json
 import os
 import re
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import charts
-import numpy as np
 import torch
-from datasets import Dataset
+from ablate_data import Data, rounded
 from features import at_home
 from fine_tune import FineTuning, Row, accuracy, to_float, with_lora
-from photos import OTHER_PHOTOS, PHOTOS, squares
+from processor import BFLOAT16, processor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from hf_neuracrypt import EncoderConfig, SecretKey, load_encoder
 from hf_neuracrypt.alignment import (
     CIPHER_COMPONENTS,
     PLAIN_COMPONENTS,
     Alignment,
     align,
-    most_images,
     rehearse,
     unwhitened,
 )
 from hf_neuracrypt.alignment.patches import Whitened, to_patches
 from hf_neuracrypt.alignment.rehearsal import Corrected, Corrector, fitted
-from hf_neuracrypt.data.batches import encrypt_all, prepare_all
-from hf_neuracrypt.data.columns import find_columns
-from hf_neuracrypt.data.sources import load_source
-from hf_neuracrypt.encoders.base import Encoder
-from hf_neuracrypt.errors import ImageError, one_line_errors
-from hf_neuracrypt.images import make_views
+from hf_neuracrypt.audit.adapted import fit
+from hf_neuracrypt.audit.pairs import Pairs
+from hf_neuracrypt.errors import one_line_errors
 from hf_neuracrypt.models.embeddings import fold
 from hf_neuracrypt.models.load import load_model
-from hf_neuracrypt.schemes import SchemeConfig
 from hf_neuracrypt.training.aligned import PROBED, distil, probe
 
 
 PAIRS = 1_500  # the last of the training images
-PUBLIC = 4_000  # images that an alignment is given of each side; of large ones as many as `train.py` takes
+GIVEN = 4, 64, 256  # how many pairs an owner fits an embedding on: the first of the training images
 ROWS = [
     Row("plain images", plain=True),
     Row("features at home", plain=True, frozen=True),
@@ -71,6 +65,9 @@ ROWS = [
     Row("aligned start, five encrypted views", public="same", views=5),
     Row("aligned start, unrelated photos", public="photos"),
     Row("map fitted on true pairs", public="pairs"),
+    *(Row(f"adapted with {count} known pairs", given=count) for count in GIVEN),
+    Row("adapted with 64 known pairs, soft labels", given=64, soft=True),
+    Row("labels alone, soft", soft=True),
     Row("aligned start, wrong sign", public="same", wrong_sign=True),
     Row("aligned start, patch CutMix", public="same", cutmix=0.5),
     Row("aligned start, layer-wise decay 0.75", public="same", layer_decay=0.75),
@@ -89,81 +86,6 @@ ROWS = [
     Row("labels alone, width 2048", width=2048),
     Row("aligned start, width 2048", public="same", width=2048),
 ]
-
-
-def read_images(sources: Sequence[object], config: SchemeConfig) -> torch.Tensor:
-    """Plain images, prepared: uint8 (B, 3, S, S). Raises ImageError."""
-    images = np.empty((len(sources), 3, config.image_size, config.image_size), np.uint8)
-    for start in range(0, len(images), 1_000):  # in memory once
-        for number, image in enumerate(prepare_all(sources[start : start + 1_000], config), start):
-            if isinstance(image, ImageError):
-                raise image
-            images[number] = image
-    return torch.from_numpy(images)
-
-
-def read_rows(rows: Dataset, config: SchemeConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    """The images of a dataset, uint8 (B, 3, S, S), and their labels, int64 (B,)."""
-    columns = find_columns(rows.features, None, None)
-    return read_images(rows[columns.image], config), torch.tensor(rows[columns.labels[0]])
-
-
-def insecure_key(name: str) -> SecretKey:
-    """A key that everybody can make again, for images that everybody has."""
-    return SecretKey(hashlib.sha256(f"insecure: {name}".encode()).digest())
-
-
-def encrypted(encoder: Encoder, images: torch.Tensor) -> torch.Tensor:
-    return torch.from_numpy(encrypt_all(encoder.encrypt, images.numpy()))
-
-
-def rounded(images: Any, bits: int) -> Any:
-    """uint8 with so many leading bits of each value kept, the others those of the middle between two such values."""
-    lost = 8 - bits
-    return images if lost == 0 else images >> lost << lost | 1 << (lost - 1)
-
-
-class Data:
-    """Images in memory, uint8 (B, 3, S, S), plain and encrypted by an encoder of a width and a depth."""
-
-    def __init__(self, args: argparse.Namespace, seed: int, width: int, depth: int):
-        self.args, self.splits = args, load_source(args.dataset)
-        self.config = EncoderConfig(image_size=args.image_size, width=width, depth=depth)
-        keys = insecure_key(f"seed {seed}"), insecure_key(f"seed {seed}, another")
-        self.encoder, self.other = (load_encoder(self.config, key) for key in keys)
-        self.plain, self.labels = self._read("train", 0, args.train)
-        self.plain_test, self.test_labels = self._read("test", 0, args.test)
-
-    @functools.cached_property
-    def cipher(self) -> torch.Tensor:
-        return encrypted(self.encoder, self.plain)
-
-    @functools.cached_property
-    def cipher_test(self) -> torch.Tensor:
-        return encrypted(self.encoder, self.plain_test)
-
-    @functools.cached_property
-    def other_test(self) -> torch.Tensor:
-        """The test images under another key."""
-        return encrypted(self.other, self.plain_test)
-
-    def _read(self, split: str, start: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return read_rows(self.splits[split].select(range(start, start + count)), self.config)
-
-    def public(self, kind: str) -> torch.Tensor:
-        count = min(PUBLIC, most_images(self.config.image_size, self.config.patch_size))
-        if kind == "photos":  # brought to 32 px and then, as CIFAR is, to the size
-            return read_images(list(squares(count, 32, PHOTOS + OTHER_PHOTOS, smallest=64)), self.config)
-        rows = len(self.splits["train"])
-        start = max(self.args.train, min(10_000, rows - count))  # never one that is also encrypted
-        return self._read("train", start, min(count, rows - start))[0]
-
-    def versions(self, row: Row) -> list[torch.Tensor]:
-        """Training images, a tensor for each epoch in turn."""
-        if row.views == 1:
-            return [self.plain if row.plain else rounded(self.cipher, row.bits)]
-        views = np.stack([make_views(image, row.views, flip=True) for image in self.plain.numpy()], axis=1)
-        return [self.cipher, *(encrypted(self.encoder, torch.from_numpy(each)) for each in views[1:])]
 
 
 def of_pairs(data: Data, public: torch.Tensor, rehearsed: Iterable[torch.Tensor]) -> Alignment:
@@ -196,8 +118,7 @@ def train(row: Row, data: Data, seed: int, unfinished: Path) -> dict[str, Any]:
     `unfinished` is the file that each epoch leaves, and from which a run that was stopped goes on.
     """
     torch.manual_seed(seed)
-    names = [str(label) for label in range(int(data.labels.max()) + 1)]
-    model = load_model(data.args.model, None, names, data.args.image_size, [])
+    model = load_model(data.args.model, None, data.names, data.args.image_size, [])
     if row.frozen:
         found = at_home(model, data.plain, data.labels, data.plain_test, data.test_labels)
         return {"accuracy": [found.pop("linear")], **found}
@@ -205,7 +126,8 @@ def train(row: Row, data: Data, seed: int, unfinished: Path) -> dict[str, Any]:
     result = saved["result"] if saved else start(model, row, data, seed)
     if row.lora:
         model = with_lora(model, row.lora)
-    learning = FineTuning(model, data.versions(row), data.labels, epochs=data.args.epochs, row=row, seed=seed)
+    labels = data.soft_labels() if row.soft else data.labels
+    learning = FineTuning(model, data.versions(row), labels, epochs=data.args.epochs, row=row, seed=seed)
     if saved:
         learning.load_state_dict(saved["learning"])
     test = rounded(data.plain_test if row.plain else data.cipher_test, row.bits)
@@ -231,11 +153,14 @@ def start(model: PreTrainedModel, row: Row, data: Data, seed: int) -> dict[str, 
         else:
             alignment = align(to_float(images[: len(public)]), public, rehearsed, data.config.patch_size, seed)
         if row.distilled:
-            distil(model, public, alignment, seed)
+            distil(model, public, alignment, seed, bf16=BFLOAT16)
         if row.wrong_sign:
             alignment = replace(alignment, to_components=-alignment.to_components)
-        fold(model, alignment)
+        fold(model, alignment.patch_map)
         result["explained"] = round(explained(alignment, data), 4)
+    if row.given:
+        own = Pairs(data.config, data.plain[: max(GIVEN)].numpy(), data.cipher[: max(GIVEN)].numpy())
+        fit(model, own.take(range(row.given)))
     seen = probe(model, to_float(images[:PROBED]), data.labels[:PROBED])
     return result | {"probe": round(seen, 4), "accuracy": [], "loss": 0.0}
 
@@ -286,10 +211,10 @@ def main() -> None:
             wanted = {"row": row.title, "seed": seed, "setting": setting}
             done = [e for e in results if {name: e[name] for name in wanted} == wanted]
             if not any(row.frozen or len(entry["accuracy"]) == args.epochs for entry in done):
-                data = data_of(seed, row.width, row.depth)
                 parts = (args.output.stem, row.title, *setting.values(), args.epochs, seed)
                 unfinished = args.output.with_name(re.sub(r"\W+", "-", " ".join(map(str, parts))) + ".pt")
-                results.append(wanted | train(row, data, seed, unfinished) | {"switches": asdict(row)})
+                entry = wanted | {"switches": asdict(row), "processor": processor()}
+                results.append(entry | train(row, data_of(seed, row.width, row.depth), seed, unfinished))
                 args.output.write_text(json.dumps(results, indent=1) + "\n")
                 unfinished.unlink(missing_ok=True)
     draw(results, args.output.with_suffix(".png"))

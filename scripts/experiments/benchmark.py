@@ -18,7 +18,6 @@ with scikit-image and scikit-learn.
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -31,6 +30,7 @@ import benchmark_limits
 import benchmark_paper
 import benchmark_train
 import torch
+from processor import processor
 
 from hf_neuracrypt.encoders.color_neuracrypt import ColorNeuraCrypt, expand
 from hf_neuracrypt.encoders.kernels import KERNELS, FusedKernel, fastest
@@ -128,14 +128,6 @@ def print_encoder(rates: dict[str, float], result: dict[str, Any]) -> None:
         share, mark = f"{rate / limit:.0%}" if limit else "", "  <- chosen here" if name == result["chosen"] else ""
         print(f"{name:<40}{rate:>10.0f}{rate / base:>11.1f}{share:>10}{mark}")
     print(f"one image: {result['one_image_ms']:.1f} ms; a key is expanded in {result['key_expansion_ms']:.0f} ms")
-
-
-def processor() -> str:
-    """The processor's name, and which 8-bit dot products it has, as Linux says them."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    said = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    products = [flag for flag in ("amx_int8", "avx512_vnni", "avx_vnni") if flag in said.get("flags", "").split()]
-    return ", ".join([said.get("model name", platform.processor() or platform.machine()), *products])
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from fine_tune import autocast, to_float
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV, KFold
+from sklearn.model_selection import GridSearchCV, KFold, cross_val_predict
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -15,6 +15,7 @@ from hf_neuracrypt.training.aligned import head_inputs
 
 
 NEIGHBOURS = 20
+SOFT_FOLDS = 5
 STRENGTHS = (1e-3, 1e-2, 1e-1)  # of the head's regularisation, inverse; chosen by three folds of the training images
 
 
@@ -38,11 +39,29 @@ def at_home(
     Returns:
         "linear" and "neighbours".
     """
-    known, asked = features_of(model, images), features_of(model, test)
-    linear = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500))
-    linear = GridSearchCV(linear, {"logisticregression__C": STRENGTHS}, cv=KFold(3, shuffle=True, random_state=0))
+    known, asked, linear = features_of(model, images), features_of(model, test), linear_head()
     nearest = KNeighborsClassifier(min(NEIGHBOURS, len(known)), weights="distance", metric="cosine")
     return {
         name: round(float(head.fit(known, labels.numpy()).score(asked, test_labels.numpy())), 4)
         for name, head in (("linear", linear), ("neighbours", nearest))
     }
+
+
+def linear_head() -> GridSearchCV:
+    """A logistic regression."""
+    linear = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500))
+    return GridSearchCV(linear, {"logisticregression__C": STRENGTHS}, cv=KFold(3, shuffle=True, random_state=0))
+
+
+def soft_labels(model: PreTrainedModel, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """What linear heads on a frozen model's features say of plain images, each a head that has not learned from it.
+
+    Args:
+        model, images, labels: as in `at_home`; every class is among the labels.
+
+    Returns:
+        Probabilities, float32 (B, classes).
+    """
+    folds = KFold(SOFT_FOLDS, shuffle=True, random_state=0)
+    known, wanted = features_of(model, images), labels.numpy()
+    return torch.from_numpy(cross_val_predict(linear_head(), known, wanted, cv=folds, method="predict_proba")).float()

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from processor import BFLOAT16
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import OneCycleLR
@@ -17,7 +18,6 @@ from hf_neuracrypt.training.recipes import EMBEDDING_FACTOR, RECIPES
 
 
 RECIPE: dict[str, Any] = RECIPES["neuracrypt"]
-BFLOAT16 = any(torch.cpu.get_capabilities().get(name) for name in ("amx_bf16", "avx512_bf16"))  # elsewhere it is slow
 RATE, DECAY, BATCH = (RECIPE[name] for name in ("learning_rate", "weight_decay", "per_device_train_batch_size"))
 
 
@@ -30,6 +30,8 @@ class Row:
     frozen: bool = False  # nothing is trained but a small head, on features that the owner computes at home
     public: str | None = None  # aligned with public images: of the "same" kind, or "photos"; or with "pairs"
     distilled: bool = True  # on public images, before the map is folded
+    given: int = 0  # the owner fitted the embedding on so many pairs: `hf-neuracrypt adapt`
+    soft: bool = False  # labels are what a head at home says of each image, which it has not learned from
     wrong_sign: bool = False  # the map gives negatives
     cutmix: float = 0.0  # share of batches in which rectangles of whole patches come from another image
     views: int = 1  # the owner encrypted so many versions of an image; each epoch sees another one
@@ -50,7 +52,7 @@ class FineTuning:
     Args:
         model: a ViT, trained in place.
         versions: uint8 (B, 3, S, S), a tensor for each epoch in turn.
-        labels: int64 (B,).
+        labels: int64 (B,), or probabilities, float32 (B, classes).
         epochs: how often each image is seen.
         row: what is done differently.
         seed: of the order of the images, and of what the row does to them.

@@ -25,11 +25,13 @@ from typing import Any
 import charts
 import numpy as np
 import torch
-from ablate import FineTuning, Row, accuracy, read_rows, rounded
+from ablate_data import read_rows, rounded
+from fine_tune import FineTuning, Row, accuracy
 from photos import crops
 from tqdm.auto import tqdm
 
 from hf_neuracrypt import SecretKey, load_encoder
+from hf_neuracrypt.audit.adapted import CENTRED, fit
 from hf_neuracrypt.audit.ciphertext import compressed, thumbnail
 from hf_neuracrypt.audit.known import GAIN_DB, hold_out, known_plaintext, quality, ridge
 from hf_neuracrypt.audit.matching import matching
@@ -59,6 +61,7 @@ class Variant:
     noise: float = 0.0  # standard deviation, in grey levels of the ciphertext
     blocks: bool = False
     positions: bool = False
+    given: int = 0  # known pairs that the owner fits the model's embedding on, and so gives away
     plain: bool = False
     learn: bool = False  # also train on it
 
@@ -67,6 +70,7 @@ BLOCK = {"block_size": PATCH}
 VARIANTS = [
     Variant("plain images", plain=True, learn=True),
     Variant("depth 4 (default)", learn=True),
+    *(Variant(f"adapted with {count} known pairs", given=count, learn=True) for count in (4, 64)),
     *(Variant(f"depth {d}", options={"depth": d}, learn=d in (0, 16)) for d in (0, 1, 2, 8, 16)),
     Variant("width 2048", options={"width": 2048}, learn=True),
     *(Variant(f"{bits} bits kept", bits=bits) for bits in (7, 6, 5, 4)),
@@ -126,9 +130,14 @@ def leakage(variant: Variant, images: np.ndarray) -> dict[str, float | None]:
     by_position = _each_position(pairs) if variant.positions else {}
     counts = [count for count in COUNTS if f"psnr_{count}" in known]
     for count in counts:
-        guesses = known[f"psnr_{count}"], known.get(f"mlp_psnr_{count}", 0), by_position.get(count, 0)
+        had = max(count, variant.given)
+        guesses = known[f"psnr_{had}"], known.get(f"mlp_psnr_{had}", 0), by_position.get(had, 0)
         found[f"psnr_{count}"] = max(guesses)
-    enough = (count for count in counts if found[f"psnr_{count}"] >= found["mean_image_psnr"] + GAIN_DB)
+    enough = (
+        count if count > variant.given else 0
+        for count in counts
+        if found[f"psnr_{count}"] >= found["mean_image_psnr"] + GAIN_DB
+    )
     found["pairs_for_3_db"] = next(enough, None)
     found["compressed"] = compressed(pairs.encrypted)
     if not config.tile_name:  # each pixel by itself
@@ -172,12 +181,15 @@ Labelled = tuple[torch.Tensor, torch.Tensor]  # uint8 images (B, 3, S, S), int64
 
 
 def learn(variant: Variant, train: Labelled, test: Labelled, model_name: str, epochs: int) -> float:
-    """Test accuracy of a ViT trained on ciphertexts by their labels alone."""
+    """Test accuracy of a ViT trained on ciphertexts by their labels, and by what the owner gives."""
     torch.manual_seed(0)
-    _, encrypt, _ = make_encrypt(variant, train[0].shape[-1])
+    config, encrypt, _ = make_encrypt(variant, train[0].shape[-1])
     images, queries = (torch.from_numpy(encrypt(side[0].numpy())) for side in (train, test))
     names = [str(label) for label in range(int(train[1].max()) + 1)]
     model = load_model(model_name, None, names, images.shape[-1], [])
+    if variant.given:
+        own = Pairs(config, train[0][:CENTRED].numpy(), images[:CENTRED].numpy())
+        fit(model, own.take(range(variant.given)))
     learning = FineTuning(model, [images], train[1], epochs=epochs, row=Row(variant.title), seed=0)
     for _ in range(epochs):
         learning.run_epoch()

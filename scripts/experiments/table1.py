@@ -28,10 +28,11 @@ import torch
 import transformers
 from datasets import Dataset
 from features import at_home
-from fine_tune import BFLOAT16, to_float
+from fine_tune import to_float
+from processor import BFLOAT16, processor
 from table1_data import HUB, Prepare, load_data
 from table1_report import report
-from table1_rows import BUDGETS, ROWS, Budget, Recipe, Row
+from table1_rows import BUDGETS, GIVEN, ROWS, Budget, Recipe, Row
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, ViTConfig, set_seed
@@ -39,6 +40,8 @@ from transformers.trainer_callback import PrinterCallback
 
 from hf_neuracrypt import SecretKey, load_encoder
 from hf_neuracrypt.alignment import align, most_images, rehearse
+from hf_neuracrypt.audit.adapted import CENTRED, fit
+from hf_neuracrypt.audit.pairs import Pairs
 from hf_neuracrypt.data.batches import encrypt_all
 from hf_neuracrypt.data.places import atomic_write
 from hf_neuracrypt.data.record import Record
@@ -56,6 +59,7 @@ from hf_neuracrypt.training.tasks import metrics_of
 
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DEVICE_NAME = torch.cuda.get_device_name() if DEVICE == "cuda" else processor()
 DEVICE_BATCH = 128  # images a device works on at a time; larger batches are accumulated
 
 
@@ -104,8 +108,6 @@ def new_model(
         model = load_model(pretrained, folder, labels, budget.size_for(row), records)
     if row.model == "vit" and budget.original_vit:
         nn.init.zeros_(model.get_parameter("classifier.weight"))
-    if row.adapted and isinstance(encoder, ViTBlockwise):
-        adapt(model, encoder)
     return model
 
 
@@ -162,6 +164,8 @@ def run(row: Row, budget: Budget, data: dict[str, Dataset], name: str | None, se
         bar.update(recipe.steps)
         return at_home_row(model, data, size) | {"seconds": round(time.perf_counter() - start)}
     images = data["train"]
+    if row.adapted and encoder is not None:
+        adapted_start(model, encoder, stacked(images.select(range(min(CENTRED, len(images)))), size))
     if row.aligned and encoder is not None:
         images = images if budget.train else images.select(range(len(images) - len(data["public"])))
         align_start(model, encoder, images, data["public"], seed)
@@ -204,8 +208,17 @@ def align_start(model: PreTrainedModel, encoder: Encoder, images: Dataset, publi
     similar = to_float(shown)
     cipher = to_float(torch.from_numpy(encrypt_all(encoder.encrypt, plain.numpy())))
     found = align(cipher, similar, rehearse(encoder.config, similar, seed), patch_size, seed)
-    distil(model, similar, found, seed, DEVICE)
-    fold(model, found)
+    distil(model, similar, found, seed, DEVICE, BFLOAT16)
+    fold(model, found.patch_map)
+
+
+def adapted_start(model: PreTrainedModel, encoder: Encoder, plain: torch.Tensor) -> None:
+    """What `hf-neuracrypt adapt` does; of the plain images, uint8 (B, 3, S, S), the first make known pairs."""
+    if isinstance(encoder, ViTBlockwise):
+        adapt(model, encoder)
+    else:
+        cipher = encrypt_all(encoder.encrypt, plain.numpy())
+        fit(model, Pairs(encoder.config, plain.numpy(), cipher).take(range(min(GIVEN, len(plain)))))
 
 
 def stacked(rows: Dataset, size: int) -> torch.Tensor:
@@ -233,10 +246,7 @@ def neighbours(encoder: Encoder, images: torch.Tensor) -> float:
 def new_table(dataset: str, budget: str, model: str | None) -> dict:
     """What the output file holds before the first row."""
     versions = {module.__name__: module.__version__ for module in (torch, transformers, datasets)}
-    threads = torch.get_num_threads()
-    cpu = f"{platform.machine()}, {threads} thread{'s' * (threads > 1)}"
-    device = torch.cuda.get_device_name() if DEVICE == "cuda" else cpu
-    environment = {"python": platform.python_version(), "device": device, **versions}
+    environment = {"python": platform.python_version(), **versions}
     pretrained = load_model_config(model).to_dict() if model else None
     name = model if model is None or not Path(model).exists() else Path(model).resolve().name
     sizes = pretrained and {key: pretrained.get(key) for key in ("hidden_size", "num_hidden_layers", "patch_size")}
@@ -271,7 +281,8 @@ def main() -> None:
     with tqdm(total=steps, unit="step", disable=not todo) as bar:
         for seed, name in todo:
             bar.set_description(f"{name}, seed {seed}")
-            table["rows"].setdefault(name, {})[str(seed)] = run(ROWS[name], budget, data, model, seed, bar)
+            found = run(ROWS[name], budget, data, model, seed, bar)
+            table["rows"].setdefault(name, {})[str(seed)] = found | {"processor": DEVICE_NAME}
             atomic_write(args.output, json.dumps(table, indent=1) + "\n")
     print(report(args.output, table))
 

@@ -45,11 +45,12 @@ def heading(table: dict) -> str:
     train, test = (f"the first {settings[s]:,}" if settings[s] else "all" for s in ("train", "test"))
     vit = f"fine-tuned from {settings['vit']}" if settings["vit"] else "from random weights"
     versions = ", ".join(f"{name} {version}" for name, version in environment.items())
+    processors = dict.fromkeys(run["processor"] for runs in table["rows"].values() for run in runs.values())
     return (
         f"{settings['dataset']}, budget `{settings['budget']}`: {train} training and {test} test images; ViT rows at "
         f"{settings['image_size']} px, {vit}, {steps(settings['vit_recipe'])}; ShakeDrop rows at 32 px, from random "
         f"weights, depth {settings['pyramid']['depth']}, widening {settings['pyramid']['widening']}, "
-        f"{steps(settings['shakedrop_recipe'])}. {versions}."
+        f"{steps(settings['shakedrop_recipe'])}. {versions}; {' and '.join(processors)}."
     )
 
 

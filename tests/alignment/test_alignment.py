@@ -147,7 +147,7 @@ def test_folded_logits_are_those_on_decrypted_patches(linear):
         patches = found.decrypt(cipher[:8], PATCH).reshape(8, 6, 6, 3, PATCH, PATCH)
         decrypted = patches.permute(0, 3, 1, 4, 2, 5).reshape(8, 3, 48, 48)
         expected = model(pixel_values=decrypted).logits
-        fold(model, found)
+        fold(model, found.patch_map)
         folded = model(pixel_values=cipher[:8]).logits
         assert (expected - model(pixel_values=decrypted).logits).abs().max() > 1e-3
     torch.testing.assert_close(folded, expected, atol=1e-4, rtol=0)
@@ -158,7 +158,7 @@ def test_images_without_contrast_at_the_border(linear):
     """Digits: constant pixels have no variance to divide by."""
     plain, public = scenes(40, 1), scenes(40, 2)
     plain[:, :, :8], public[:, :, :8] = -1, -1
-    assert torch.isfinite(aligned(plain, public).to_plain).all()
+    assert torch.isfinite(aligned(plain, public).patch_map.to_plain).all()
 
 
 def test_too_little_to_align():

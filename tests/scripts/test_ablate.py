@@ -109,14 +109,16 @@ def test_rows_run_once_and_are_drawn(tmp_path):
     words = ["scripts/experiments/ablate.py", "--dataset", tmp_path / "plain", "--model", tmp_path / "vit"]
     words += ["--seeds", 1, "--output", tmp_path / "a.json", "--train", 40, "--test", 10, "--image_size", 48]
     titles = ["plain images", "features at home", "labels alone", "aligned start, five encrypted views"]
-    titles += ["map fitted on true pairs"]
+    titles += ["map fitted on true pairs", "adapted with 4 known pairs", "labels alone, soft"]
     for _ in range(2):  # the second time, nothing is left to do
         result = command(*words, "--epochs", 2, "--rows", *titles)
         assert result.returncode == 0, result.stderr
         results = json.loads((tmp_path / "a.json").read_text())
         assert [entry["row"] for entry in results] == titles
-        plain, home, alone, views, pairs = results
+        plain, home, alone, views, pairs, adapted, soft = results
         assert all(0 <= entry["probe"] <= 1 and len(entry["accuracy"]) == 2 for entry in (plain, alone, views))
+        assert len({entry["loss"] for entry in (alone, adapted, soft)}) == 3
+        assert all(entry["processor"] for entry in results)
         assert views["explained"] < pairs["explained"] < 1 and "wrong_key" not in plain and "wrong_key" in alone
         assert 0 <= home["neighbours"] <= 1 and len(home["accuracy"]) == 1 and "wrong_key" not in home
     assert (tmp_path / "a.png").stat().st_size > 1000 and not list(tmp_path.glob("*.pt*"))
@@ -133,3 +135,8 @@ def test_features_at_home_are_of_the_frozen_model_and_tell_plain_images_apart(lo
     found = features.at_home(model, images[:40], labels[:40], images[40:], labels[40:])
     assert found == {"linear": 1, "neighbours": 1}
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+
+    labels[0] = 1 - labels[0]  # what one image is called says nothing of itself, as others decide
+    soft = features.soft_labels(model, images, labels)
+    torch.testing.assert_close(soft.sum(1), torch.ones(60))
+    assert torch.equal(soft.argmax(1), torch.arange(60) % 2)

@@ -14,7 +14,15 @@ from hf_neuracrypt.errors import NeuraCryptError
 from tests.helpers import batch, load_script, make_images
 
 
-RUN = {"accuracy": 50.0, "best_on_test": 55.0, "wrong_key": 10.0, "neighbours": 0.0, "parameters": 1, "seconds": 3}
+RUN = {
+    "accuracy": 50.0,
+    "best_on_test": 55.0,
+    "wrong_key": 10.0,
+    "neighbours": 0.0,
+    "parameters": 1,
+    "seconds": 3,
+    "processor": "a CPU",
+}
 
 
 @pytest.fixture
@@ -39,10 +47,11 @@ def call(table, monkeypatch, *words: object) -> None:
 def test_rows_resume_and_report(table, monkeypatch, tmp_path, capsys):
     output = tmp_path / "new" / "table.json"
     rows = ("--output", output, "--rows", "plain-vit", "features-at-home", "neuracrypt", "etc", "vit-blockwise-adapted")
+    rows += ("color-neuracrypt-adapted",)
     call(table, monkeypatch, *rows)
     held = json.loads(output.read_text())
     results = {name: runs["1"] for name, runs in held["rows"].items()}
-    assert set(results) == {"plain-vit", "features-at-home", "neuracrypt", "etc", "vit-blockwise-adapted"}
+    assert set(results) == set(rows[3:]) and all(result["processor"] for result in results.values())
     assert results["plain-vit"]["wrong_key"] is None and results["etc"]["neighbours"] == 0
     assert results["neuracrypt"]["neighbours"] > 0.01, "as published, a ciphertext depends on its neighbours"
     for result in results.values():

@@ -55,7 +55,8 @@ def rehearsed(public: torch.Tensor, kept: int) -> Alignment:
     return Alignment(nothing, basis[:, -kept:].T, mean, mean, Corrected(nothing, Corrector(kept), 1.0, seen))
 
 
-def test_the_model_learns_to_see_through_the_errors_of_the_map(monkeypatch):
+@pytest.mark.parametrize("bf16", [False, True])
+def test_the_model_learns_to_see_through_the_errors_of_the_map(monkeypatch, bf16):
     """On images it has not learned from, too; and all that is random elsewhere goes on as it would have."""
     monkeypatch.setattr(aligned, "PASSES", 60)
     torch.manual_seed(0)
@@ -72,7 +73,7 @@ def test_the_model_learns_to_see_through_the_errors_of_the_map(monkeypatch):
     before, state = error(model), torch.get_rng_state()
     held_back = [values[:160] for values in found.corrected.rehearsed]
     shown = Alignment(**{**vars(found), "corrected": Corrected(**{**vars(found.corrected), "rehearsed": held_back})})
-    aligned.distil(model, public[:160], shown, seed=0)
+    aligned.distil(model, public[:160], shown, seed=0, bf16=bf16)
     assert error(model) < 0.8 * before and not model.training
     assert torch.equal(torch.get_rng_state(), state)
 

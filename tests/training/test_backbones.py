@@ -8,7 +8,7 @@ import torch
 import transformers as t
 from transformers import pipeline
 
-from hf_neuracrypt.alignment import Alignment, to_patches
+from hf_neuracrypt.alignment.patches import PatchMap, to_patches
 from hf_neuracrypt.data.dataset import make_plan
 from hf_neuracrypt.data.record import Record
 from hf_neuracrypt.errors import NeuraCryptError
@@ -114,7 +114,7 @@ def aligns(base) -> None:
         expected = model(pixel_values=images).logits
         assert (model(pixel_values=cipher).logits - expected).abs().max() > 1e-4
         assert 0 <= probe(model, images.repeat(4, 1, 1, 1), torch.arange(12) % 3) <= 1
-        fold(model, Alignment(turn.T, torch.eye(192), mean, torch.zeros(16, 192), None))
+        fold(model, PatchMap(turn.T, mean, torch.zeros(16, 192)))
         torch.testing.assert_close(model(pixel_values=cipher).logits, expected, atol=1e-4, rtol=1e-3)
 
 
