@@ -28,6 +28,7 @@ import torch
 from ablate_data import read_rows, rounded
 from fine_tune import FineTuning, Row, accuracy
 from photos import crops
+from processor import processor
 from tqdm.auto import tqdm
 
 from hf_neuracrypt import SecretKey, load_encoder
@@ -221,7 +222,7 @@ def measure(args: argparse.Namespace, results: list[dict]) -> None:
             found: dict[str, Any] = {"test": args.test, "accuracy": learn(variant, *sides, args.model, args.epochs)}
         else:
             found = leakage(variant, leaking[what])
-        results.append(wanted | found)
+        results.append(wanted | found | {"processor": processor()})
         args.output.write_text(json.dumps(results, indent=1) + "\n")
 
 
