@@ -229,7 +229,7 @@ def measure(args: argparse.Namespace, results: list[dict]) -> None:
 def draw(results: list[dict], path: Path) -> None:
     """Of photos: re-identification before and after refinement, PSNR from 16 pairs, and accuracy against PSNR."""
     accuracies = {entry["variant"]: entry["accuracy"] for entry in results if entry["what"] == "accuracy"}
-    photos = {entry["variant"]: entry for entry in results if entry["what"] == "photos"}
+    photos = {v.title: e for v in VARIANTS for e in results if (e["variant"], e["what"]) == (v.title, "photos")}
     figure, panels = charts.pyplot().subplots(
         1, 3 if accuracies else 2, figsize=(14, 2 + 0.3 * len(photos)), layout="constrained"
     )
