@@ -18,7 +18,8 @@ from transformers.utils import logging as transformers_logging
 from hf_neuracrypt.alignment import adversary, moments, rehearsal
 from hf_neuracrypt.encoders import load_encoder
 from hf_neuracrypt.keys import SecretKey
-from tests.helpers import SMALL, SMALL_FLAGS, TINY_VIT, command, crops, make_dataset, push, write
+from tests.commands import command, push
+from tests.helpers import SMALL, SMALL_FLAGS, TINY_VIT, crops, make_dataset, write
 from tests.loopback_hub import LoopbackHub
 
 

@@ -9,18 +9,8 @@ from datasets import load_from_disk
 from PIL import Image
 
 from hf_neuracrypt import SecretKey
-from tests.helpers import (
-    ROOT,
-    TINY_VIT,
-    assert_one_line_error,
-    command,
-    encrypt,
-    key_id,
-    launch,
-    leaks,
-    make_dataset,
-    secret_of,
-)
+from tests.commands import assert_one_line_error, command, encrypt, launch
+from tests.helpers import ROOT, TINY_VIT, key_id, leaks, make_dataset, secret_of
 
 
 RECIPE = (

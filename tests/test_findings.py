@@ -13,7 +13,8 @@ from transformers import pipeline
 from hf_neuracrypt import Classifier, SecretKey, load_encoder
 from hf_neuracrypt.data.record import Record
 from hf_neuracrypt.training.tasks import auroc
-from tests.helpers import SMALL, TINY_VIT, assert_one_line_error, command, encoded, encrypt, save_model
+from tests.commands import assert_one_line_error, command, encrypt
+from tests.helpers import SMALL, TINY_VIT, encoded, save_model
 
 
 FINDINGS = ["Effusion", "Mass", "Nodule"]

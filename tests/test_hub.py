@@ -9,7 +9,8 @@ from hf_neuracrypt.data.manifest import MAX_MANIFEST_BYTES, checksum, read_manif
 from hf_neuracrypt.data.sources import load_source
 from hf_neuracrypt.errors import NeuraCryptError
 from hf_neuracrypt.training.data import load_splits
-from tests.helpers import KEY_ID, SMALL, TINY_VIT, started_with
+from tests.commands import started_with
+from tests.helpers import KEY_ID, SMALL, TINY_VIT
 from tests.loopback_hub import Repo
 
 

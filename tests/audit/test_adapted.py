@@ -12,7 +12,8 @@ from transformers import ViTConfig, ViTForImageClassification
 
 from hf_neuracrypt import EncoderConfig, load_encoder
 from hf_neuracrypt.models.load import stock_processor
-from tests.helpers import SMALL_FLAGS, TINY_VIT, assert_one_line_error, command, make_dataset, scenes
+from tests.commands import assert_one_line_error, command
+from tests.helpers import SMALL_FLAGS, TINY_VIT, make_dataset, scenes
 
 
 pytest.importorskip("scipy")

@@ -13,7 +13,8 @@ from hf_neuracrypt.audit.puzzles import candidates, jigsaw
 from hf_neuracrypt.data.batches import encrypt_all
 from hf_neuracrypt.encoders import load_encoder
 from hf_neuracrypt.schemes import EncoderConfig, make_config
-from tests.helpers import SMALL, load_script, make_images, scenes
+from tests.commands import load_script
+from tests.helpers import SMALL, make_images, scenes
 
 
 pytest.importorskip("skimage")

@@ -25,7 +25,8 @@ from hf_neuracrypt.images import to_png
 from hf_neuracrypt.keys import SecretKey
 from hf_neuracrypt.publish.cards import dataset_card
 from hf_neuracrypt.schemes import SCHEMES, EncoderConfig, make_config
-from tests.helpers import assert_one_line_error, command, encrypt, make_dataset, make_images, notes
+from tests.commands import assert_one_line_error, command, encrypt, notes
+from tests.helpers import make_dataset, make_images
 from tests.loopback_hub import LoopbackHub
 
 

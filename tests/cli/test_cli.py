@@ -16,19 +16,8 @@ from PIL import Image
 
 from hf_neuracrypt import SecretKey, __version__
 from hf_neuracrypt.data.manifest import read_manifest
-from tests.helpers import (
-    ROOT,
-    SMALL_FLAGS,
-    assert_one_line_error,
-    command,
-    encrypt,
-    leaks,
-    make_dataset,
-    make_images,
-    process,
-    secret_of,
-    wait_until,
-)
+from tests.commands import assert_one_line_error, command, encrypt, process, wait_until
+from tests.helpers import ROOT, SMALL_FLAGS, leaks, make_dataset, make_images, secret_of
 
 
 # --------------------------------------------------------------------------------------------------------------- keys

@@ -29,18 +29,8 @@ from hf_neuracrypt.data.sources import load_source
 from hf_neuracrypt.data.summary import describe, remarks, rows_of
 from hf_neuracrypt.errors import DatasetError
 from hf_neuracrypt.keys import SecretKey
-from tests.helpers import (
-    ROOT,
-    SMALL,
-    assert_one_line_error,
-    batch,
-    encoded,
-    encrypt,
-    make_dataset,
-    make_images,
-    pixels,
-    stream_of,
-)
+from tests.commands import assert_one_line_error, encrypt
+from tests.helpers import ROOT, SMALL, batch, encoded, make_dataset, make_images, pixels, stream_of
 
 
 def expected(images: np.ndarray, encoder) -> np.ndarray:

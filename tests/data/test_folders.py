@@ -9,7 +9,8 @@ from PIL import Image as PILImage
 
 from hf_neuracrypt.data.sources import load_source, plain_splits
 from hf_neuracrypt.errors import DatasetError
-from tests.helpers import assert_one_line_error, encoded, encrypt, make_dataset, make_images
+from tests.commands import assert_one_line_error, encrypt
+from tests.helpers import encoded, make_dataset, make_images
 
 
 PNG = encoded(PILImage.fromarray(make_images(1, 20)[0]), "PNG")

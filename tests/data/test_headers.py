@@ -18,7 +18,8 @@ from hf_neuracrypt.errors import DatasetError, ImageError
 from hf_neuracrypt.images import open_image, prepare
 from hf_neuracrypt.prediction.classifier import Classifier
 from hf_neuracrypt.prediction.files import find_images
-from tests.helpers import SMALL, assert_one_line_error, command, encrypt, make_dicom, pixels
+from tests.commands import assert_one_line_error, command, encrypt
+from tests.helpers import SMALL, make_dicom, pixels
 
 
 WORD = "Zyxwvut"  # in every text of the headers

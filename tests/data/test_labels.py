@@ -13,7 +13,8 @@ from hf_neuracrypt.data.record import Record, records_of
 from hf_neuracrypt.data.summary import describe, rows_of
 from hf_neuracrypt.data.targets import LABELS, PROBABILITIES, Target
 from hf_neuracrypt.errors import DatasetError
-from tests.helpers import SMALL, assert_one_line_error, command, encrypt, make_dataset, make_images, problems, stream_of
+from tests.commands import assert_one_line_error, command, encrypt
+from tests.helpers import SMALL, make_dataset, make_images, problems, stream_of
 
 
 FINDINGS = ["effusion", "mass", "nodule"]

@@ -24,7 +24,8 @@ from hf_neuracrypt.data.manifest import (
 from hf_neuracrypt.data.places import atomic_write
 from hf_neuracrypt.data.record import Record, records_of
 from hf_neuracrypt.errors import DatasetError, NeuraCryptError
-from tests.helpers import SMALL, SPLITS, assert_one_line_error, command, digests, leaks, problems
+from tests.commands import assert_one_line_error, command
+from tests.helpers import SMALL, SPLITS, digests, leaks, problems
 
 
 def test_layout_and_content(finished, small_encoder):

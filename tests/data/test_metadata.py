@@ -8,8 +8,9 @@ from PIL import Image as PILImage
 
 from hf_neuracrypt.data.sources import plain_splits
 from hf_neuracrypt.errors import DatasetError
+from tests.commands import assert_one_line_error, command, encrypt
 from tests.data.test_headers import WORD, archive, assert_nothing_of, folder, scan
-from tests.helpers import assert_one_line_error, command, encoded, encrypt, make_images
+from tests.helpers import encoded, make_images
 
 
 PNG = encoded(PILImage.fromarray(make_images(1, 20)[0]), "PNG")

@@ -13,7 +13,8 @@ from hf_neuracrypt.data import sources
 from hf_neuracrypt.data.manifest import MANIFEST
 from hf_neuracrypt.data.sources import load_source, stored_record
 from hf_neuracrypt.errors import DatasetError, HubError
-from tests.helpers import SMALL, SMALL_FLAGS, assert_one_line_error, command, encoded, encrypt, make_dataset, write
+from tests.commands import assert_one_line_error, command, encrypt
+from tests.helpers import SMALL, SMALL_FLAGS, encoded, make_dataset, write
 
 
 @pytest.fixture

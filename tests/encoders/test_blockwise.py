@@ -17,17 +17,8 @@ from hf_neuracrypt.errors import ConfigError, ImageError, NeuraCryptError
 from hf_neuracrypt.images import prepare, to_png
 from hf_neuracrypt.schemes import SCHEMES, config_from_dict, make_config
 from hf_neuracrypt.training.data import load_splits
-from tests.helpers import (
-    GOLDEN,
-    KEY_ID,
-    assert_one_line_error,
-    batch,
-    command,
-    golden_image,
-    make_dataset,
-    make_images,
-    sha256,
-)
+from tests.commands import assert_one_line_error, command
+from tests.helpers import GOLDEN, KEY_ID, batch, golden_image, make_dataset, make_images, sha256
 
 
 VECTORS = json.loads((GOLDEN / "blockwise.json").read_text())["ciphertexts"]

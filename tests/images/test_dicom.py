@@ -15,7 +15,8 @@ from pydicom.encaps import encapsulate
 from hf_neuracrypt.errors import ImageError, without_warnings
 from hf_neuracrypt.images import MAX_PIXELS, dicom, open_image, prepare
 from hf_neuracrypt.schemes import EncoderConfig
-from tests.helpers import assert_one_line_error, command, make_dicom
+from tests.commands import assert_one_line_error, command
+from tests.helpers import make_dicom
 
 
 SHIPPED = Path(pydicom.data.__file__).parent / "test_files"

@@ -11,7 +11,8 @@ from hf_neuracrypt.audit.pairs import load_pairs
 from hf_neuracrypt.data.manifest import is_unfinished, read_manifest
 from hf_neuracrypt.errors import DatasetError
 from hf_neuracrypt.jobs.run import run
-from tests.helpers import SMALL, encrypt, job_of, make_dataset, problems, stream_of, write, write_interrupted
+from tests.commands import encrypt
+from tests.helpers import SMALL, job_of, make_dataset, problems, stream_of, write, write_interrupted
 
 
 @pytest.fixture

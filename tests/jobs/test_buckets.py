@@ -12,13 +12,11 @@ from hf_neuracrypt.data.places import place
 from hf_neuracrypt.errors import DatasetError
 from hf_neuracrypt.jobs.run import run
 from hf_neuracrypt.training.data import load_splits
+from tests.commands import assert_one_line_error, command, encrypt
 from tests.helpers import (
     SMALL,
     SPLITS,
-    assert_one_line_error,
-    command,
     contents,
-    encrypt,
     job_of,
     leaks,
     make_dataset,

@@ -11,18 +11,8 @@ from hf_neuracrypt.data.dataset import EncryptRows
 from hf_neuracrypt.data.manifest import is_unfinished
 from hf_neuracrypt.errors import DatasetError, NeuraCryptError
 from hf_neuracrypt.jobs.run import run
-from tests.helpers import (
-    SMALL,
-    assert_one_line_error,
-    digests,
-    encrypt,
-    job_of,
-    leaks,
-    make_dataset,
-    secret_of,
-    wait_until,
-    write,
-)
+from tests.commands import assert_one_line_error, encrypt, wait_until
+from tests.helpers import SMALL, digests, job_of, leaks, make_dataset, secret_of, write
 
 
 distributed = pytest.importorskip("distributed")

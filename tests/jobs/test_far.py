@@ -14,7 +14,8 @@ import pytest
 from hf_neuracrypt import SecretKey
 from hf_neuracrypt.data import locks
 from hf_neuracrypt.data.manifest import UNFINISHED
-from tests.helpers import ROOT, command, contents, encrypt, make_dataset, push, started_with, wait_until
+from tests.commands import command, encrypt, push, started_with, wait_until
+from tests.helpers import ROOT, contents, make_dataset
 
 
 pytest.importorskip("s3fs")

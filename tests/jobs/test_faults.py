@@ -18,17 +18,8 @@ from hf_neuracrypt.data.manifest import UNFINISHED, is_unfinished
 from hf_neuracrypt.data.places import names_in, place
 from hf_neuracrypt.errors import DatasetError
 from hf_neuracrypt.jobs.run import run
-from tests.helpers import (
-    assert_one_line_error,
-    command,
-    contents,
-    encrypt,
-    job_of,
-    make_dataset,
-    wait_until,
-    write,
-    write_interrupted,
-)
+from tests.commands import assert_one_line_error, command, encrypt, wait_until
+from tests.helpers import contents, job_of, make_dataset, write, write_interrupted
 
 
 s3fs = pytest.importorskip("s3fs")

@@ -6,7 +6,8 @@ from datasets import Dataset, DatasetDict, load_from_disk
 
 from hf_neuracrypt import SecretKey
 from hf_neuracrypt.data.manifest import read_manifest
-from tests.helpers import SMALL, assert_one_line_error, command, encrypt, make_dataset, problems
+from tests.commands import assert_one_line_error, command, encrypt
+from tests.helpers import SMALL, make_dataset, problems
 
 
 @pytest.fixture

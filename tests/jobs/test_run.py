@@ -13,7 +13,8 @@ from datasets import Dataset, Image
 from hf_neuracrypt import SecretKey, load_encoder
 from hf_neuracrypt.errors import DatasetError, NeuraCryptError
 from hf_neuracrypt.jobs.run import run
-from tests.helpers import ROOT, SMALL, SPLITS, digests, job_of, leaks, secret_of, wait_until
+from tests.commands import wait_until
+from tests.helpers import ROOT, SMALL, SPLITS, digests, job_of, leaks, secret_of
 
 
 def test_worker_processes(key_file, tmp_path):

@@ -6,17 +6,7 @@ from datasets import IterableDataset, load_from_disk
 
 from hf_neuracrypt.jobs.job import BATCH_SIZE, units_of
 from hf_neuracrypt.jobs.writer import claim, write_unit
-from tests.helpers import (
-    SPLITS,
-    digests,
-    job_of,
-    make_dataset,
-    pixels,
-    problems,
-    stream_of,
-    write,
-    write_interrupted,
-)
+from tests.helpers import SPLITS, digests, job_of, make_dataset, pixels, problems, stream_of, write, write_interrupted
 
 
 @pytest.mark.parametrize("shards", [1, 3])

@@ -15,17 +15,8 @@ from hf_neuracrypt.data.manifest import read_manifest
 from hf_neuracrypt.data.record import Record
 from hf_neuracrypt.publish.push import new_revision
 from hf_neuracrypt.training.data import load_splits
-from tests.helpers import (
-    assert_one_line_error,
-    command,
-    encrypt,
-    leaks,
-    make_dataset,
-    pixels,
-    push,
-    secret_of,
-    started_with,
-)
+from tests.commands import assert_one_line_error, command, encrypt, push, started_with
+from tests.helpers import leaks, make_dataset, pixels, secret_of
 
 
 REPO = "hf://datasets/owner/straight"

@@ -11,17 +11,7 @@ from hf_neuracrypt.data.manifest import read_manifest
 from hf_neuracrypt.errors import DatasetError
 from hf_neuracrypt.images import make_views, prepare
 from hf_neuracrypt.jobs.run import run
-from tests.helpers import (
-    SHARD_BYTES,
-    SMALL,
-    SPLITS,
-    digests,
-    job_of,
-    pixels,
-    problems,
-    write,
-    write_interrupted,
-)
+from tests.helpers import SHARD_BYTES, SMALL, SPLITS, digests, job_of, pixels, problems, write, write_interrupted
 
 
 VIEWS = {"views": 3, "flip": True, "shard_bytes": 3 * SHARD_BYTES}

@@ -14,19 +14,8 @@ from hf_neuracrypt import EncoderConfig, SecretKey, load_encoder
 from hf_neuracrypt.data.manifest import MANIFEST, UNFINISHED, is_unfinished, read_manifest
 from hf_neuracrypt.errors import DatasetError
 from hf_neuracrypt.jobs.job import BATCH_SIZE, units_of
-from tests.helpers import (
-    SMALL,
-    SMALL_FLAGS,
-    SPLITS,
-    assert_one_line_error,
-    command,
-    digests,
-    job_of,
-    make_dataset,
-    problems,
-    write,
-    write_interrupted,
-)
+from tests.commands import assert_one_line_error, command
+from tests.helpers import SMALL, SMALL_FLAGS, SPLITS, digests, job_of, make_dataset, problems, write, write_interrupted
 
 
 # --------------------------------------------------------------------------------------------------------------- shards

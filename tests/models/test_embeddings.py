@@ -12,7 +12,8 @@ from hf_neuracrypt.errors import NeuraCryptError
 from hf_neuracrypt.models.embeddings import WARNING, adapt
 from hf_neuracrypt.models.load import stock_processor
 from hf_neuracrypt.schemes import make_config
-from tests.helpers import SMALL, TINY_VIT, assert_one_line_error, batch, command, make_images
+from tests.commands import assert_one_line_error, command
+from tests.helpers import SMALL, TINY_VIT, batch, make_images
 
 
 CONFIG = make_config("vit-blockwise", {"image_size": 32, "patch_size": 8})

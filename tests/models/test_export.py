@@ -14,7 +14,8 @@ from hf_neuracrypt.jobs.job import Job
 from hf_neuracrypt.jobs.run import run
 from hf_neuracrypt.models.load import stock_processor
 from hf_neuracrypt.schemes import EncoderConfig
-from tests.helpers import SMALL, TINY_VIT, load_script, make_dataset
+from tests.commands import load_script
+from tests.helpers import SMALL, TINY_VIT, make_dataset
 
 
 def test_onnx_gives_the_same_answers(small_encoder, tmp_path):

@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from hf_neuracrypt import SecretKey, load_encoder
 from hf_neuracrypt.data.record import Record
 from hf_neuracrypt.models import load
-from tests.helpers import SMALL, assert_one_line_error, command, make_dataset, save_model, write
+from tests.commands import assert_one_line_error, command
+from tests.helpers import SMALL, make_dataset, save_model, write
 
 
 @pytest.fixture(scope="module")

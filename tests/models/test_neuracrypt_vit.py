@@ -22,7 +22,8 @@ from hf_neuracrypt.models.load import load_model
 from hf_neuracrypt.schemes import make_config
 from hf_neuracrypt.training.data import Collator, checked_records, load_splits, reader
 from hf_neuracrypt.training.tasks import metrics_of
-from tests.helpers import KEY_ID, SMALL, TINY_VIT, command, make_dataset
+from tests.commands import command
+from tests.helpers import KEY_ID, SMALL, TINY_VIT, make_dataset
 
 
 CONFIG = make_config("neuracrypt", {"image_size": 32, "patch_size": 8, "width": 64, "depth": 1, "channels": 3})

@@ -32,16 +32,8 @@ from hf_neuracrypt.prediction.endpoint import Endpoint, is_in_clear
 from hf_neuracrypt.prediction.files import answer_files, find_images, writer
 from hf_neuracrypt.publish.traces import Traces
 from hf_neuracrypt.schemes import make_config
-from tests.helpers import (
-    ROOT,
-    SMALL,
-    assert_one_line_error,
-    command,
-    encoded,
-    make_dataset,
-    make_images,
-    save_model,
-)  # fmt: skip
+from tests.commands import assert_one_line_error, command
+from tests.helpers import ROOT, SMALL, encoded, make_dataset, make_images, save_model  # fmt: skip
 
 
 ONLINE = {"HF_HUB_OFFLINE": "0"}  # the address is on loopback; nothing else is asked

@@ -16,7 +16,8 @@ from hf_neuracrypt.jobs.job import Job
 from hf_neuracrypt.jobs.run import run
 from hf_neuracrypt.prediction import classifier, files
 from hf_neuracrypt.schemes import make_config
-from tests.helpers import SMALL, TINY_VIT, assert_one_line_error, command, make_dataset, notes, save_model
+from tests.commands import assert_one_line_error, command, notes
+from tests.helpers import SMALL, TINY_VIT, make_dataset, save_model
 
 
 # Under each of them a ciphertext is nearly the picture, and the owner's key id, which is public, may stand beside it.

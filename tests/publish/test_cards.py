@@ -11,7 +11,8 @@ from hf_neuracrypt.data.record import Record
 from hf_neuracrypt.publish import cards
 from hf_neuracrypt.publish.cards import BEGIN, SIZES
 from hf_neuracrypt.schemes import SCHEMES, make_config
-from tests.helpers import KEY_ID, ROOT, SMALL, load_script
+from tests.commands import load_script
+from tests.helpers import KEY_ID, ROOT, SMALL
 
 
 RECORD = Record(SMALL, "nck1-" + "00112233" * 4)

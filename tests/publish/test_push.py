@@ -15,20 +15,8 @@ from hf_neuracrypt.data.record import records_of
 from hf_neuracrypt.keys import SecretKey
 from hf_neuracrypt.publish.guard import Guard
 from hf_neuracrypt.publish.shards import write_parquet
-from tests.helpers import (
-    SMALL,
-    SMALL_FLAGS,
-    assert_one_line_error,
-    command,
-    key_id,
-    load_script,
-    make_dataset,
-    make_images,
-    notes,
-    push,
-    started_with,
-    write,
-)
+from tests.commands import assert_one_line_error, command, load_script, notes, push, started_with
+from tests.helpers import SMALL, SMALL_FLAGS, key_id, make_dataset, make_images, write
 
 
 def test_what_is_published(published, owners):

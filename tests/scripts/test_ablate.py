@@ -8,7 +8,8 @@ import torch
 from datasets import DatasetDict
 from transformers import ViTConfig, ViTForImageClassification
 
-from tests.helpers import TINY_VIT, command, load_script, make_dataset
+from tests.commands import command, load_script
+from tests.helpers import TINY_VIT, make_dataset
 
 
 @pytest.fixture(scope="module")

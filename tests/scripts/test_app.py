@@ -28,7 +28,8 @@ from hf_neuracrypt.encoders import load_encoder
 from hf_neuracrypt.errors import ImageError, KeyMismatchError, NeuraCryptError
 from hf_neuracrypt.keys import SecretKey
 from hf_neuracrypt.publish.guard import Guard
-from tests.helpers import ROOT, SMALL, batch, encrypt, load_script, make_images, save_model
+from tests.commands import encrypt, load_script
+from tests.helpers import ROOT, SMALL, batch, make_images, save_model
 
 
 NAMES = ["cat", "<b>dog</b>", "horse"]

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from hf_neuracrypt.errors import NeuraCryptError
-from tests.helpers import load_script, make_images
+from tests.commands import load_script
+from tests.helpers import make_images
 
 
 @pytest.fixture(scope="module")

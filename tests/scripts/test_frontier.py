@@ -8,7 +8,8 @@ from datasets import DatasetDict
 from transformers import ViTConfig, ViTForImageClassification
 
 from hf_neuracrypt.audit.pairs import Pairs, cut, join
-from tests.helpers import TINY_VIT, command, load_script, make_dataset
+from tests.commands import command, load_script
+from tests.helpers import TINY_VIT, make_dataset
 
 
 pytest.importorskip("skimage")

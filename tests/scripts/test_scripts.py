@@ -6,7 +6,8 @@ import tomllib
 import pytest
 
 from hf_neuracrypt.data.manifest import is_unfinished
-from tests.helpers import ROOT, assert_one_line_error, command, digests, launch, make_dataset
+from tests.commands import assert_one_line_error, command, launch
+from tests.helpers import ROOT, digests, make_dataset
 
 
 @pytest.fixture

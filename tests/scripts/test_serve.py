@@ -21,7 +21,8 @@ import pytest
 import torch
 from PIL import Image, PngImagePlugin
 
-from tests.helpers import ROOT, encoded, load_script
+from tests.commands import load_script
+from tests.helpers import ROOT, encoded
 
 
 serve = load_script("serve")

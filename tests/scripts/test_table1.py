@@ -11,7 +11,8 @@ from PIL import Image as PILImage
 
 from hf_neuracrypt.alignment import adversary, moments, rehearsal
 from hf_neuracrypt.errors import NeuraCryptError
-from tests.helpers import batch, load_script, make_images
+from tests.commands import load_script
+from tests.helpers import batch, make_images
 
 
 RUN = {

@@ -19,7 +19,8 @@ from hf_neuracrypt.models.load import load_model
 from hf_neuracrypt.schemes import EncoderConfig
 from hf_neuracrypt.training.aligned import probe
 from hf_neuracrypt.training.data import undecoded
-from tests.helpers import KEY_ID, ROOT, SMALL, load_script, make_dataset
+from tests.commands import load_script
+from tests.helpers import KEY_ID, ROOT, SMALL, make_dataset
 
 
 VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}

@@ -18,7 +18,8 @@ from hf_neuracrypt.jobs.job import Job
 from hf_neuracrypt.jobs.run import run
 from hf_neuracrypt.training import aligned
 from hf_neuracrypt.training.trainer import settle_sharding
-from tests.helpers import ROOT, TINY_VIT, launch, load_script, make_dataset
+from tests.commands import launch, load_script
+from tests.helpers import ROOT, TINY_VIT, make_dataset
 from tests.loopback_hub import LoopbackHub
 
 

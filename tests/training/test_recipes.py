@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from transformers import TrainingArguments, ViTConfig, ViTForImageClassification, pipeline
 
 from hf_neuracrypt.training import recipes, tasks
-from tests.helpers import TINY_VIT, assert_one_line_error, command, load_script, make_dataset
+from tests.commands import assert_one_line_error, command, load_script
+from tests.helpers import TINY_VIT, make_dataset
 
 
 pytestmark = pytest.mark.usefixtures("align_once")

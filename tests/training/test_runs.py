@@ -10,7 +10,8 @@ from datasets import ClassLabel, DatasetDict
 
 from hf_neuracrypt.errors import NeuraCryptError
 from hf_neuracrypt.training.progress import mistakes
-from tests.helpers import TINY_VIT, command, load_script, make_dataset
+from tests.commands import command, load_script
+from tests.helpers import TINY_VIT, make_dataset
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,8 @@ from datasets import DatasetDict
 
 from hf_neuracrypt.errors import HubError, NeuraCryptError
 from hf_neuracrypt.training.tracking import RunArguments, settle_trackers
-from tests.helpers import ROOT, TINY_VIT, command, make_dataset, process, started_with
+from tests.commands import command, process, started_with
+from tests.helpers import ROOT, TINY_VIT, make_dataset
 from tests.loopback_hub import Repo
 
 

@@ -7,17 +7,8 @@ from huggingface_hub import ModelCard
 
 from hf_neuracrypt import Classifier, SecretKey, load_encoder
 from hf_neuracrypt.errors import KeyMismatchError, NeuraCryptError
-from tests.helpers import (
-    SMALL,
-    assert_one_line_error,
-    command,
-    key_id,
-    load_script,
-    make_dataset,
-    push,
-    python,
-    started_with,
-)  # fmt: skip
+from tests.commands import assert_one_line_error, command, load_script, push, python, started_with
+from tests.helpers import SMALL, key_id, make_dataset  # fmt: skip
 
 
 FLAGS = ("--num_train_epochs", 2, "--save_strategy", "epoch", "--eval_strategy", "epoch", "--max_train_samples", 24)
