@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 from dataclasses import fields
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -230,19 +231,23 @@ def test_files_that_a_page_names_are_there(page):
     assert not {name for name in named if not (ROOT / name).exists()}
 
 
+def headings(page: Path) -> set[str]:
+    """As links name them."""
+    found = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in found}
+
+
 @pytest.mark.parametrize("page", DOCUMENTS, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
-    text = page.read_text()
-    headings = {
-        re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^#+ (.*)$", text, re.MULTILINE)
-    }
     raw = HOME.replace("github.com", "raw.githubusercontent.com")
-    for target in re.findall(r"\]\(([^)]+)\)", text):
-        if target.startswith("#"):
-            assert target[1:] in headings, target
-        elif target.startswith((HOME, raw)):
-            place = target.removeprefix(f"{HOME}/blob/main/").removeprefix(f"{raw}/main/")
-            assert (ROOT / place).exists(), target
-        elif not target.startswith("https://"):
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        name, _, heading = target.partition("#")
+        place = page.parent / name if name else page
+        if target.startswith((HOME, raw)):
+            place = ROOT / name.removeprefix(f"{HOME}/blob/main/").removeprefix(f"{raw}/main/")
+        elif target.startswith("https://"):
+            continue
+        elif name:
             assert page != README, f"{target}: where the README is shown elsewhere, only whole addresses work"
-            assert (page.parent / target).exists(), target
+        assert place.exists(), target
+        assert not heading or heading in headings(place), target

@@ -21,7 +21,7 @@ from hf_neuracrypt.encoders.base import Encoder
 from hf_neuracrypt.models.embeddings import fold
 
 
-JUDGED, CENTRED = 32, 128  # pairs that say what is given away; pairs in all, of whose ciphertexts the mean is taken
+JUDGED = 32  # pairs that say what is given away
 WARNING = (
     "THE ADAPTED MODEL IS WORTH ALL PAIRS THAT IT IS FITTED ON. Who also has the plain model (everybody, if it is "
     "public) reads the map off by comparing the two, and reconstructs every image under this key as from {count} known "
@@ -32,7 +32,7 @@ WARNING = (
 
 def own_pairs(source: str, encoder: Encoder, count: int, image_column: str | None = None, seed: int = 0) -> Pairs:
     """`count` pairs to fit a model on, and behind them others. Raises DatasetError: as `make_pairs`."""
-    return make_pairs(source, encoder, max(count, CENTRED) + JUDGED, seed, image_column)
+    return make_pairs(source, encoder, count + JUDGED, seed, image_column)
 
 
 def given_away(pairs: Pairs, count: int, seed: int = 0) -> str:

@@ -32,7 +32,7 @@ from processor import processor
 from tqdm.auto import tqdm
 
 from hf_neuracrypt import SecretKey, load_encoder
-from hf_neuracrypt.audit.adapted import CENTRED, fit
+from hf_neuracrypt.audit.adapted import JUDGED, fit
 from hf_neuracrypt.audit.ciphertext import compressed, thumbnail
 from hf_neuracrypt.audit.known import GAIN_DB, hold_out, known_plaintext, quality, ridge
 from hf_neuracrypt.audit.matching import matching
@@ -189,7 +189,8 @@ def learn(variant: Variant, train: Labelled, test: Labelled, model_name: str, ep
     names = [str(label) for label in range(int(train[1].max()) + 1)]
     model = load_model(model_name, None, names, images.shape[-1], [])
     if variant.given:
-        own = Pairs(config, train[0][:CENTRED].numpy(), images[:CENTRED].numpy())
+        count = variant.given + JUDGED
+        own = Pairs(config, train[0][:count].numpy(), images[:count].numpy())
         fit(model, own.take(range(variant.given)))
     learning = FineTuning(model, [images], train[1], epochs=epochs, row=Row(variant.title), seed=0)
     for _ in range(epochs):

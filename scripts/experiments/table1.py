@@ -40,7 +40,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from hf_neuracrypt import SecretKey, load_encoder
 from hf_neuracrypt.alignment import align, most_images, rehearse
-from hf_neuracrypt.audit.adapted import CENTRED, fit
+from hf_neuracrypt.audit.adapted import JUDGED, fit
 from hf_neuracrypt.audit.pairs import Pairs
 from hf_neuracrypt.data.batches import encrypt_all
 from hf_neuracrypt.data.places import atomic_write
@@ -165,7 +165,7 @@ def run(row: Row, budget: Budget, data: dict[str, Dataset], name: str | None, se
         return at_home_row(model, data, size) | {"seconds": round(time.perf_counter() - start)}
     images = data["train"]
     if row.adapted and encoder is not None:
-        adapted_start(model, encoder, stacked(images.select(range(min(CENTRED, len(images)))), size))
+        adapted_start(model, encoder, stacked(images.select(range(min(GIVEN + JUDGED, len(images)))), size))
     if row.aligned and encoder is not None:
         images = images if budget.train else images.select(range(len(images) - len(data["public"])))
         align_start(model, encoder, images, data["public"], seed)
