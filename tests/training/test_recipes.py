@@ -102,8 +102,8 @@ def test_one_run_with_everything_switched_on(script, folder, monkeypatch, caplog
     state = json.loads((folder / "all" / "trainer_state.json").read_text())
     assert state["global_step"] == 8 and state["best_model_checkpoint"]
     half_precision = [enabled for dtype, enabled in calls if dtype == torch.bfloat16]
-    # One layer, 16 parts of batches: forwards, and with checkpointing once more on the way back. Before that, distilling:
-    # eight passes over 64 public images, if the map is kept.
+    # One layer, 16 parts of batches: forwards, and with checkpointing once more on the way back. Before, if the map
+    # is kept, eight passes over 64 public images to distil.
     distilled = 0 if "do not help" in caplog.text else 17
     assert half_precision.count(True) == 32 + distilled, calls
     start = load_file(folder / "pretrained" / "model.safetensors")["vit.embeddings.position_embeddings"]
