@@ -1,7 +1,8 @@
 """What an attacker gets: the known attacks on the owner's own images, before publishing.
 
 attacks.py     run_audit: all rows, in order
-pairs.py       both sides of a folder, plain and encrypted
+pairs.py       both sides, plain and encrypted, as images and as patches
+load.py        pairs of a folder and its source, or made of plain images
 folder.py      what files, columns, labels and order give away
 ciphertext.py  thumbnails and repeated patches, from ciphertexts alone
 matching.py    which ciphertext belongs to which image, without pairs

@@ -22,7 +22,8 @@ from hf_neuracrypt.data.manifest import checksum, read_manifest
 with its_packages():
     from hf_neuracrypt.audit import ciphertext, deep, folder, known, matching, puzzles
 
-from hf_neuracrypt.audit.pairs import Pairs, load_pairs
+from hf_neuracrypt.audit.load import load_pairs
+from hf_neuracrypt.audit.pairs import Pairs
 from hf_neuracrypt.audit.results import AUDIT_FORMAT, NOT_APPLICABLE, Row
 from hf_neuracrypt.data.batches import encrypt_all, use_own_cores
 from hf_neuracrypt.data.record import Record

@@ -15,7 +15,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from hf_neuracrypt.alignment import MIN_GRID, MIN_IMAGES, align, most_images, rehearse
-from hf_neuracrypt.audit.known import quality
+from hf_neuracrypt.audit.known import mean_images, quality
 from hf_neuracrypt.audit.pairs import Pairs, cut, join, mean_patch, symbols, to_patches
 from hf_neuracrypt.audit.results import NOT_APPLICABLE, Row, grade
 from hf_neuracrypt.data.batches import encrypt_all
@@ -52,7 +52,7 @@ def unpaired(pairs: Pairs, held_out: np.ndarray, seed: int) -> tuple[Row, np.nda
     found = align(_to_float(pairs.encrypted[hidden]), similar, rehearse(config, similar, seed), config.tile, seed)
     patches = found.reconstruct(_to_float(pairs.encrypted[held_out]), config.tile).add(1).mul(127.5)
     images = join(patches.round().clamp(0, 255).byte().numpy(), config.image_size)
-    mean = pairs.plain[public].mean(0, keepdims=True).round().astype(np.uint8)
+    mean = mean_images(pairs.plain[public], 1)
     finding = "Images reconstructed without key or pair, from statistics of ciphertexts and of other images of yours."
     counts = {"ciphertexts": len(hidden), "public_images": len(public)}
     return _row("unpaired", pairs.plain[held_out], images, mean, finding, counts), images

@@ -42,8 +42,7 @@ def known_plaintext(pairs: Pairs, seed: int) -> tuple[Row, dict[int, np.ndarray]
     """
     held_out, pool = hold_out(pairs, seed)
     truth = pairs.plain[held_out]
-    mean = pairs.plain[pool].mean(0, keepdims=True).round().astype(np.uint8).repeat(len(truth), 0)
-    baseline, baseline_ssim = quality(truth, mean)
+    baseline, baseline_ssim = quality(truth, mean_images(pairs.plain[pool], len(truth)))
     figures: dict[str, float | None] = {"mean_image_psnr": baseline, "mean_image_ssim": baseline_ssim}
     reconstructed, needed = {}, None
     counts = [count for count in PAIR_COUNTS if count <= len(pool)]
@@ -88,6 +87,11 @@ def attempts(pairs: Pairs, known: Sequence[int], unknown: Sequence[int], seed: i
     if pairs.config.symbol_bits is not None:
         return {"columns": reconstruct_by_columns(given, pairs.encrypted[list(unknown)])}
     return reconstruct(given, pairs.encrypted_centred[list(unknown)], seed)
+
+
+def mean_images(plain: np.ndarray, count: int) -> np.ndarray:
+    """What is known without an attack: the mean of uint8 images (N, 3, S, S), `count` times."""
+    return plain.mean(0, keepdims=True).round().astype(np.uint8).repeat(count, 0)
 
 
 def quality(plain: np.ndarray, guess: np.ndarray) -> tuple[float, float]:

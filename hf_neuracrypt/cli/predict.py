@@ -124,10 +124,11 @@ def adapt(
         embeddings.adapt(fitted, encoder)
     else:
         from hf_neuracrypt.audit import adapted
+        from hf_neuracrypt.audit.load import make_pairs
 
-        own = adapted.own_pairs(source, encoder, pairs, image_column)
+        own = make_pairs(source, encoder, pairs + adapted.JUDGED, 0, image_column)
         note(adapted.given_away(own, pairs))
-        adapted.fit(fitted, own.take(range(pairs)))
+        adapted.fit(fitted, own, pairs)
     fitted.save_pretrained(output)
     load.stock_processor(size).save_pretrained(output)
     note(f"Wrote {output}.")

@@ -95,12 +95,12 @@ def of_pairs(data: Data, public: torch.Tensor, rehearsed: Iterable[torch.Tensor]
     plain = Whitened(to_patches(public, patch), PLAIN_COMPONENTS)
     pictures = (to_patches(to_float(data.plain[-PAIRS:]), patch) - plain.mean) @ (plain.basis / plain.scale)
 
-    def fit(images: torch.Tensor, wanted: torch.Tensor) -> tuple[Whitened, torch.Tensor]:
+    def mapped(images: torch.Tensor, wanted: torch.Tensor) -> tuple[Whitened, torch.Tensor]:
         side = Whitened(to_patches(images, patch), CIPHER_COMPONENTS)
         return side, fitted(side.values, wanted)
 
-    own = [side.values @ found for side, found in (fit(images, plain.values) for images in rehearsed)]
-    side, found = fit(to_float(data.cipher[-PAIRS:]), pictures)
+    own = [side.values @ found for side, found in (mapped(images, plain.values) for images in rehearsed)]
+    side, found = mapped(to_float(data.cipher[-PAIRS:]), pictures)
     return unwhitened(side, plain, Corrected(found, Corrector(len(plain.scale)), 1.0, own))
 
 
@@ -160,7 +160,7 @@ def start(model: PreTrainedModel, row: Row, data: Data, seed: int) -> dict[str, 
         result["explained"] = round(explained(alignment, data), 4)
     if row.given:
         own = Pairs(data.config, data.plain[: max(GIVEN)].numpy(), data.cipher[: max(GIVEN)].numpy())
-        fit(model, own.take(range(row.given)))
+        fit(model, own, row.given)
     seen = probe(model, to_float(images[:PROBED]), data.labels[:PROBED])
     return result | {"probe": round(seen, 4), "accuracy": [], "loss": 0.0}
 

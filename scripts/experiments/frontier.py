@@ -190,8 +190,7 @@ def learn(variant: Variant, train: Labelled, test: Labelled, model_name: str, ep
     model = load_model(model_name, None, names, images.shape[-1], [])
     if variant.given:
         count = variant.given + JUDGED
-        own = Pairs(config, train[0][:count].numpy(), images[:count].numpy())
-        fit(model, own.take(range(variant.given)))
+        fit(model, Pairs(config, train[0][:count].numpy(), images[:count].numpy()), variant.given)
     learning = FineTuning(model, [images], train[1], epochs=epochs, row=Row(variant.title), seed=0)
     for _ in range(epochs):
         learning.run_epoch()

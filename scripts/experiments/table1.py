@@ -165,7 +165,7 @@ def run(row: Row, budget: Budget, data: dict[str, Dataset], name: str | None, se
         return at_home_row(model, data, size) | {"seconds": round(time.perf_counter() - start)}
     images = data["train"]
     if row.adapted and encoder is not None:
-        adapted_start(model, encoder, stacked(images.select(range(min(GIVEN + JUDGED, len(images)))), size))
+        adapted_start(model, encoder, images)
     if row.aligned and encoder is not None:
         images = images if budget.train else images.select(range(len(images) - len(data["public"])))
         align_start(model, encoder, images, data["public"], seed)
@@ -212,13 +212,14 @@ def align_start(model: PreTrainedModel, encoder: Encoder, images: Dataset, publi
     fold(model, found.patch_map)
 
 
-def adapted_start(model: PreTrainedModel, encoder: Encoder, plain: torch.Tensor) -> None:
-    """What `hf-neuracrypt adapt` does; of the plain images, uint8 (B, 3, S, S), the first make known pairs."""
+def adapted_start(model: PreTrainedModel, encoder: Encoder, images: Dataset) -> None:
+    """What `hf-neuracrypt adapt` does; the first of the plain images make known pairs."""
     if isinstance(encoder, ViTBlockwise):
         adapt(model, encoder)
     else:
-        cipher = encrypt_all(encoder.encrypt, plain.numpy())
-        fit(model, Pairs(encoder.config, plain.numpy(), cipher).take(range(min(GIVEN, len(plain)))))
+        few = images.select(range(min(GIVEN + JUDGED, len(images))))
+        plain = stacked(few, model.config.image_size).numpy()
+        fit(model, Pairs(encoder.config, plain, encrypt_all(encoder.encrypt, plain)), min(GIVEN, len(plain)))
 
 
 def stacked(rows: Dataset, size: int) -> torch.Tensor:

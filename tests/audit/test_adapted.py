@@ -19,8 +19,9 @@ from tests.helpers import SMALL_FLAGS, TINY_VIT, make_dataset, scenes
 pytest.importorskip("scipy")
 pytest.importorskip("skimage")
 
-from hf_neuracrypt.audit.adapted import JUDGED, fit, given_away, own_pairs
+from hf_neuracrypt.audit.adapted import JUDGED, fit, given_away
 from hf_neuracrypt.audit.known import linear_map, quality
+from hf_neuracrypt.audit.load import make_pairs
 from hf_neuracrypt.audit.pairs import Pairs, join
 
 
@@ -49,7 +50,7 @@ def test_the_model_sees_what_the_attack_reconstructs(pairs):
     """Folding changes where the map is computed, not what; and what it sees is nearer to the pictures."""
     plain, known = random_vit(), pairs.take(range(PAIRS))
     model = copy.deepcopy(plain)
-    fit(model, known)
+    fit(model, pairs, PAIRS)
     weights, middle, mean = linear_map(known, 0)
     others = pairs.take(range(PAIRS, len(pairs)))
     reconstructed = join((others.encrypted_centred - middle) @ weights + mean, 48)
@@ -64,7 +65,7 @@ def test_the_warning_is_true(pairs, count):
     """From the plain and the adapted model alone, and ciphertexts: the images, as well as is said or nearly."""
     plain = random_vit()
     adapted = copy.deepcopy(plain)
-    fit(adapted, pairs.take(range(count)))
+    fit(adapted, pairs, count)
     said = given_away(pairs, count)
     stated, without = (float(re.search(words, said)[1]) for words in (r": ([\d.]+) dB", r"mean image: ([\d.]+) dB"))
     old, new = (each.vit.embeddings.patch_embeddings.projection.weight.flatten(1) for each in (plain, adapted))
@@ -123,23 +124,24 @@ def test_what_cannot_be_adapted(owner, tmp_path):
     assert not output.exists()
 
 
-@pytest.mark.parametrize("scheme, source, reason", [
-    ("vit-blockwise", "plain", "takes no --source"),
-    ("etc", "plain", "no model is adapted to etc"),
-])  # fmt: skip
-def test_other_schemes(owner, tmp_path, scheme, source, reason):
-    PILImage.new("RGB", (32, 32)).save(tmp_path / "one.png")
-    size = "--patch-size" if scheme == "vit-blockwise" else "--scheme-option"
-    done = command("encrypt", "--dataset", tmp_path, "--key-file", owner / "insecure.key", "--output",
-                   tmp_path.with_name(f"{scheme}-encrypted"), "--scheme", scheme, "--image-size", 32,
-                   size, 8 if size == "--patch-size" else "block_size=8")  # fmt: skip
+@pytest.mark.parametrize(
+    "scheme, size, reason",
+    [
+        ("vit-blockwise", ("--patch-size", 8), "takes no --source"),
+        ("etc", ("--scheme-option", "block_size=8"), "no model is adapted to etc"),
+    ],
+)
+def test_other_schemes(owner, tmp_path, scheme, size, reason):
+    (tmp_path / "photos").mkdir()
+    PILImage.new("RGB", (32, 32)).save(tmp_path / "photos" / "one.png")
+    done = command("encrypt", "--dataset", tmp_path / "photos", "--key-file", owner / "insecure.key", "--output",
+                   tmp_path / "encrypted", "--scheme", scheme, "--image-size", 32, *size)  # fmt: skip
     assert done.returncode == 0, done.stderr
-    encrypted = tmp_path.with_name(f"{scheme}-encrypted")
-    assert_one_line_error(adapt(owner, tmp_path / "adapted", dataset=encrypted, source=owner / source), reason)
+    assert_one_line_error(adapt(owner, tmp_path / "adapted", dataset=tmp_path / "encrypted"), reason)
 
 
 def test_pairs_are_those_of_the_key(owner, insecure_key):
     encoder = load_encoder(EncoderConfig(image_size=32, patch_size=8, depth=2, width=64), insecure_key)
-    found = own_pairs(str(owner / "plain"), encoder, 8)
-    assert len(found) == 8 + JUDGED
+    found = make_pairs(str(owner / "plain"), encoder, 8, seed=0)
+    assert len(found) == 8
     assert np.array_equal(found.encrypted, encoder.encrypt(torch.from_numpy(found.plain)).numpy())

@@ -10,7 +10,7 @@ import pytest
 from datasets import Dataset, Features, Image, load_from_disk
 
 from hf_neuracrypt import EncryptedView, SecretKey, encrypt_dataset, load_encoder
-from hf_neuracrypt.audit.pairs import load_pairs
+from hf_neuracrypt.audit.load import load_pairs
 from hf_neuracrypt.data.manifest import read_manifest
 from hf_neuracrypt.data.record import Record
 from hf_neuracrypt.data.sources import load_source, plain_splits

@@ -7,7 +7,7 @@ import pytest
 from datasets import Dataset, Image, load_from_disk
 
 from hf_neuracrypt import SecretKey, load_encoder
-from hf_neuracrypt.audit.pairs import load_pairs
+from hf_neuracrypt.audit.load import load_pairs
 from hf_neuracrypt.data.manifest import is_unfinished, read_manifest
 from hf_neuracrypt.errors import DatasetError
 from hf_neuracrypt.jobs.run import run
