@@ -1,133 +1,29 @@
-"""Queries over HTTP on loopback: what the server is sent, what the owner is told when it fails, what is kept."""
+"""Queries over HTTP on loopback: what the server is sent, and what the owner is told."""
 
 import base64
-import gzip
 import json
 import os
 import subprocess
 import sys
-import threading
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from time import sleep
 
 import huggingface_hub
 import pytest
-import torch
 from PIL import Image
 
-from hf_neuracrypt import Classifier, cli
-from hf_neuracrypt.data.dataset import make_plan
+from hf_neuracrypt import Classifier
 from hf_neuracrypt.data.manifest import checksum, read_manifest, to_text
-from hf_neuracrypt.data.record import Record, seal_names
-from hf_neuracrypt.encoders import load_encoder
+from hf_neuracrypt.data.record import Record
 from hf_neuracrypt.encoders.stored import stored_as
 from hf_neuracrypt.errors import ConfigError, HubError, NeuraCryptError
-from hf_neuracrypt.images import prepare, to_png
-from hf_neuracrypt.jobs.job import Job
-from hf_neuracrypt.jobs.run import run
+from hf_neuracrypt.images import to_png
 from hf_neuracrypt.keys import SecretKey
 from hf_neuracrypt.prediction import endpoint
 from hf_neuracrypt.prediction.endpoint import Endpoint, is_in_clear
-from hf_neuracrypt.prediction.files import answer_files, find_images, writer
 from hf_neuracrypt.publish.traces import Traces
 from hf_neuracrypt.schemes import make_config
 from tests.commands import assert_one_line_error, command
-from tests.helpers import ROOT, SMALL, encoded, make_dataset, make_images, save_model  # fmt: skip
-
-
-ONLINE = {"HF_HUB_OFFLINE": "0"}  # the address is on loopback; nothing else is asked
-NAMES = ["cat", "dog", "horse"]
-STORED = stored_as(SMALL)
-
-
-@contextmanager
-def serving(*replies: tuple[int, object], **headers: str):
-    """A server that gives these replies, the last one for ever; yields its address, and what it is sent."""
-    received, rest = [], list(replies)
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            received.append((self.path, dict(self.headers), body))
-            status, content = rest.pop(0) if len(rest) > 1 else rest[0]
-            if status == 0:  # never answers in time
-                sleep(1)
-                return
-            content = content if isinstance(content, bytes) else json.dumps(content).encode()
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(content)))
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/model", received
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
-@pytest.fixture
-def online(monkeypatch):
-    """The client in this process may send requests, with somebody's token at hand."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setenv("HF_TOKEN", "hf_secret")
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory):
-    """An owner with a key and photos, and a model of random weights whose labels are hidden."""
-    folder = tmp_path_factory.mktemp("remote")
-    SecretKey.generate().save(folder / "a.key")
-    key = SecretKey.load(folder / "a.key")
-    neutral = [f"class_{number}" for number in range(3)]
-    sealed = seal_names(key, dict(zip(neutral, NAMES)), "")
-    save_model(folder / "model", neutral, Record(SMALL, key.id, sealed))
-    (folder / "photos" / "ward").mkdir(parents=True)
-    for number, pixels in enumerate(make_images(4, 40)):
-        Image.fromarray(pixels).save(folder / "photos" / "ward" / f"jane_{number}.jpg")
-    splits = {"train": make_dataset(9)}
-    plan = make_plan(splits, load_encoder(SMALL, key), hide_labels=True)
-    assert run(Job(splits, plan, folder / "encrypted"))
-    (folder / "photos" / "notes.txt").write_text("not an image")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def names(work):
-    """The true names of hidden labels, as the owner's record has them."""
-    return Record.from_dict(read_manifest(work / "encrypted")).true_names(SecretKey.load(work / "a.key"))
-
-
-def ask(work, *words, **environment):
-    own = ("--key-file", work / "a.key", "--encrypted", work / "encrypted")
-    return command("predict", *own, *words, **(ONLINE | environment))
-
-
-def asking(work, address) -> Classifier:
-    """What `predict --endpoint` makes of its options."""
-    encoder = load_encoder(SMALL, SecretKey.load(work / "a.key"))
-    record = Record.from_dict(read_manifest(work / "encrypted"))
-    return Classifier(encoder, Endpoint(address, encoder.stored), record.true_names(encoder.key))
-
-
-def stored(size: int = 32) -> list[dict]:
-    """One ciphertext, as a dataset holds it."""
-    return STORED.rows(torch.zeros(1, 3, size, size, dtype=torch.uint8))
-
-
-def encrypted_pixels(key, photo):
-    return load_encoder(SMALL, key).encrypt(torch.tensor(prepare(photo, SMALL))[None])[0].numpy()
-
-
-ANSWER = [{"label": "class_1", "score": 0.9}, {"label": "class_0", "score": 0.1}]
+from tests.helpers import ROOT, SMALL, encoded, make_images
+from tests.prediction.serving import ANSWER, NAMES, ONLINE, STORED, ask, asking, encrypted_pixels, serving, stored
 
 
 # ------------------------------------------------------------------------------------------------------- what is sent
@@ -289,98 +185,6 @@ def test_what_does_not_go_together(work):
     plain = command("predict", "--model", work / "model", "--encrypted", photos, *key, photos)
     assert_one_line_error(plain, "is not encrypted")
     assert_one_line_error(command("predict", "--model", work / "model", *key, photos), "--encrypted")
-
-
-# ------------------------------------------------------------------------------------------------------- what fails
-
-
-@pytest.mark.parametrize(
-    "status, content, fragment",
-    [
-        (401, {"error": "Invalid token"}, "asks who you are .*HF_TOKEN"),
-        (403, {"error": "no"}, "does not let you ask"),
-        (404, {"error": "Not Found"}, "nothing is served at"),
-        (503, {"error": "Model owner/vit is currently loading", "estimated_time": 20.0}, "still loading"),
-        (400, {"error": "bad \x1b[31mimage"}, "refuses the image .status 400.: bad �\\[31mimage"),
-        (500, b"<html>oops", "refuses the image .status 500."),
-        (200, b"<html>a login page", "gives no answer"),
-        (200, b"\xff\xfe", "gives no answer"),
-        (200, b"[" * 100_000, "gives no answer"),
-        (200, {"error": "x"}, "gives no answer"),
-        (200, [], "no list of labels and scores"),
-        (200, [{"label": "cat"}], "no list of labels and scores"),
-        (200, [{"label": "\x1b[2Jcat", "score": 0.5}], "no list of labels and scores"),
-        (200, b'[{"label": "cat", "score": NaN}]', "no answer|no list"),
-        (200, [{"generated_text": "cat"}], "no list of labels and scores"),
-        (200, ["cat"], "gives no answer"),
-    ],
-)
-def test_answers_that_are_none(status, content, fragment, online):
-    with serving((status, content)) as (address, _), pytest.raises(HubError, match=fragment) as caught:
-        list(Endpoint(address, STORED)(stored(), 3))
-    assert "\n" not in str(caught.value) and "\x1b" not in str(caught.value)
-
-
-@pytest.mark.parametrize("status", [200, 500])
-@pytest.mark.parametrize("packed", [False, True])
-def test_an_endless_answer_is_not_read(status, packed, online, monkeypatch):
-    monkeypatch.setattr(endpoint, "MAX_ANSWER_BYTES", 100_000)
-    hooks = list(huggingface_hub.get_session().event_hooks["response"])
-    content = json.dumps([{"label": "x" * 10_000_000, "score": 1}]).encode()
-    headers = {"Content-Encoding": "gzip"} if packed else {}
-    with serving((status, gzip.compress(content) if packed else content), **headers) as (address, _):
-        with pytest.raises(HubError, match=r"larger than 100,000 bytes: it serves no image classification"):
-            list(Endpoint(address, STORED)(stored(), 3))
-    assert huggingface_hub.get_session().event_hooks["response"] == hooks
-
-
-def test_nobody_there_and_nobody_in_time(online, monkeypatch):
-    monkeypatch.setattr(endpoint, "TIMEOUT", 0.2)
-    with serving((0, None)) as (address, _), pytest.raises(HubError, match=r"has not answered for 0\.2 seconds"):
-        list(Endpoint(address, STORED)(stored(), 3))
-    with pytest.raises(HubError, match="cannot reach"):
-        list(Endpoint("http://127.0.0.1:9/model", STORED)(stored(), 3))
-    with pytest.raises(HubError, match="cannot reach"):
-        list(Endpoint("http://nowhere.invalid/model", STORED)(stored(), 3))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(HubError, match="HF_HUB_OFFLINE is set"):
-        list(Endpoint(address, STORED)(stored(), 3))
-
-
-def test_answers_before_a_failure_are_kept(work, online, tmp_path):
-    files = find_images([work / "photos"])
-    with serving((200, ANSWER), (200, ANSWER), (503, {"error": "loading"})) as (address, received):
-        with pytest.raises(HubError, match="still loading"), writer(tmp_path / "a.csv", False) as show:
-            answer_files(asking(work, address), files, 5, show)
-    assert len(received) == 3 and len((tmp_path / "a.csv").read_text().splitlines()) == 1 + 2 * 2
-
-
-def test_an_interrupted_run_says_what_is_left(work, online, tmp_path, monkeypatch, capsys):
-    def run(output):
-        words = ["--endpoint", "http://127.0.0.1:9", "--encrypted", work / "encrypted", work / "photos"]
-        words += ["--output", output]
-        monkeypatch.setattr(
-            sys, "argv", ["hf-neuracrypt", "predict", "--key-file", *map(str, [work / "a.key", *words])]
-        )
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return ended.value.code, capsys.readouterr().err.splitlines()[-1]
-
-    def interrupted(self, png, top_k=None, asked=[]):  # noqa: B006 - counts the questions
-        asked.append(png)
-        if len(asked) == 3:
-            raise KeyboardInterrupt
-        return ANSWER
-
-    monkeypatch.setattr(endpoint.InferenceClient, "image_classification", interrupted)
-    output = tmp_path / "a.csv"
-    code, said = run(output)
-    assert code == 130 and said.startswith(f"error: interrupted; the answers so far are in {output}; a new run needs")
-    before = output.read_text()
-    assert len(before.splitlines()) == 1 + 2 * 2
-    code, said = run(output)
-    assert code == 2 and said == f"error: {output} exists: choose another name" and output.read_text() == before
-    assert run(tmp_path / "b.csv")[0] == 0 and (tmp_path / "b.csv").read_text().startswith(before)
 
 
 # ------------------------------------------------------------------------------------------- a stock pipeline, served
