@@ -49,7 +49,7 @@ from hf_neuracrypt.alignment.rehearsal import Corrected, Corrector, fitted
 from hf_neuracrypt.audit.adapted import fit
 from hf_neuracrypt.audit.pairs import Pairs
 from hf_neuracrypt.errors import one_line_errors
-from hf_neuracrypt.models.embeddings import fold
+from hf_neuracrypt.models.embeddings import fold, patch_embedding
 from hf_neuracrypt.models.load import load_model
 from hf_neuracrypt.training.aligned import PROBED, distil, probe
 
@@ -73,9 +73,11 @@ ROWS = [
     Row("aligned start, layer-wise decay 0.75", public="same", layer_decay=0.75),
     Row("aligned start, averaged weights", public="same", average=0.99),
     Row("aligned start, embeddings first", public="same", frozen_epochs=1),
-    Row("aligned start, LoRA", public="same", lora="trained"),
-    Row("labels alone, LoRA", lora="trained"),
-    Row("labels alone, LoRA, frozen patch embedding", lora="frozen"),
+    Row("aligned start, frozen patch embedding", public="same", frozen_embedding=True),
+    Row("labels alone, random patch embedding", random_embedding=True),
+    Row("aligned start, LoRA", public="same", lora=True),
+    Row("labels alone, LoRA", lora=True),
+    Row("labels alone, LoRA, frozen patch embedding", lora=True, frozen_embedding=True),
     Row("aligned start, flipped ciphertexts", public="same", flip=True),
     Row("aligned start, moved ciphertexts", public="same", crop=True),
     *(Row(f"aligned start, {bits} bits kept", public="same", bits=bits) for bits in (7, 6, 5, 4)),
@@ -125,7 +127,7 @@ def train(row: Row, data: Data, seed: int, unfinished: Path) -> dict[str, Any]:
     saved = torch.load(unfinished, weights_only=True) if unfinished.exists() else None
     result = saved["result"] if saved else start(model, row, data, seed)
     if row.lora:
-        model = with_lora(model, row.lora)
+        model = with_lora(model)
     labels = data.soft_labels() if row.soft else data.labels
     learning = FineTuning(model, data.versions(row), labels, epochs=data.args.epochs, row=row, seed=seed)
     if saved:
@@ -145,6 +147,8 @@ def start(model: PreTrainedModel, row: Row, data: Data, seed: int) -> dict[str, 
     """Align the model, if the row says so, and probe what it sees before it learns."""
     images = rounded(data.plain if row.plain else data.cipher, row.bits)
     result: dict[str, Any] = {}
+    if row.random_embedding:
+        patch_embedding(model)[0].reset_parameters()
     if row.public:
         public = to_float(data.public(row.public))
         rehearsed = rehearse(data.config, public, seed)

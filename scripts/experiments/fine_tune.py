@@ -40,7 +40,9 @@ class Row:
     layer_decay: float = 1.0  # a layer learns so much slower than the next
     average: float = 0.0  # decay of the average of the weights that is tested instead of the last ones
     frozen_epochs: int = 0  # embeddings and head alone learn first
-    lora: str | None = None  # the backbone learns by LoRA only, the patch embedding as ever ("trained"), or "frozen"
+    lora: bool = False  # the backbone learns by LoRA only
+    frozen_embedding: bool = False  # of patches: it never learns
+    random_embedding: bool = False  # of patches: nothing of the pre-trained one, nor of a map
     bits: int = 8  # of each byte of a ciphertext that are kept
     width: int = 768  # of the encoder
     depth: int = 4
@@ -70,6 +72,9 @@ class FineTuning:
     ):
         self.model, self.versions, self.labels, self.epochs, self.row = model, versions, labels, epochs, row
         self.generator, self.epoch, self.steps = torch.Generator().manual_seed(seed), 0, len(labels) // BATCH
+        if row.frozen_embedding:
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(parameter.requires_grad and "patch_embeddings" not in name)
         groups = groups_of(model, row)
         self.optimizer = torch.optim.AdamW(groups, weight_decay=DECAY, fused=True)  # as `Trainer` has it
         rates = [group["lr"] for group in groups]
@@ -186,12 +191,12 @@ def cutmix(images: torch.Tensor, patch: int, generator: torch.Generator) -> tupl
     return mixed, order, 1 - height * width / grid**2
 
 
-def with_lora(model: PreTrainedModel, kind: str) -> PreTrainedModel:
-    """The model with its backbone frozen under LoRA; head and positions learn, the patch embedding if `trained`."""
+def with_lora(model: PreTrainedModel) -> PreTrainedModel:
+    """The model with its backbone frozen under LoRA; head, positions and patch embedding learn as ever."""
     from peft import LoraConfig, get_peft_model
 
     model = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"]))
     for name, parameter in model.named_parameters():
-        if "classifier" in name or "position" in name or (kind == "trained" and "patch_embeddings" in name):
+        if is_embedding(name) or "position" in name:
             parameter.requires_grad_(True)
     return model

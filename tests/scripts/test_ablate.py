@@ -48,16 +48,26 @@ def test_what_learns_and_how_fast(loop):
     assert [lower, upper] == [loop.RATE / 4, loop.RATE / 2]
 
 
-@pytest.mark.parametrize("kind", ["trained", "frozen"])
-def test_lora_freezes_the_backbone(loop, kind):
-    pytest.importorskip("peft")
-    model = loop.with_lora(ViTForImageClassification(ViTConfig(**TINY_VIT)), kind)
-    groups = loop.groups_of(model, loop.Row("row"))
-    learning = {id(parameter) for group in groups for parameter in group["params"]}
-    names = [name for name, parameter in model.named_parameters() if id(parameter) in learning]
-    assert any("patch_embeddings" in name for name in names) == (kind == "trained")
-    assert any("position_embeddings" in name for name in names) and any("classifier" in name for name in names)
-    assert all("lora" in name for name in names if ".layers." in name) and any(".layers." in name for name in names)
+@pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen"])
+@pytest.mark.parametrize("lora", [False, True], ids=["whole", "lora"])
+def test_what_one_epoch_changes(loop, lora, frozen):
+    """The patch embedding unless it is frozen, head and positions always, of the backbone only LoRA's part."""
+    if lora:
+        pytest.importorskip("peft")
+    torch.manual_seed(0)
+    model = ViTForImageClassification(ViTConfig(**TINY_VIT, num_labels=2))
+    model = loop.with_lora(model) if lora else model
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    images = torch.randint(0, 256, (2 * loop.BATCH, 3, 32, 32), dtype=torch.uint8)
+    row = loop.Row("row", frozen_embedding=frozen, frozen_epochs=1)
+    learning = loop.FineTuning(model, [images], torch.arange(len(images)) % 2, epochs=2, row=row, seed=0)
+    for _ in range(2):
+        learning.run_epoch()
+    learned = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+    assert any("patch_embeddings" in name for name in learned) != frozen
+    assert any("position_embeddings" in name for name in learned) and any("classifier" in name for name in learned)
+    layers = [name for name in learned if ".layers." in name]
+    assert layers and all("lora" in name for name in layers) == lora
 
 
 def test_one_loop_sees_each_version_in_turn_and_trains(loop):
@@ -111,14 +121,15 @@ def test_rows_run_once_and_are_drawn(tmp_path):
     words += ["--seeds", 1, "--output", tmp_path / "a.json", "--train", 40, "--test", 10, "--image_size", 48]
     titles = ["plain images", "features at home", "labels alone", "aligned start, five encrypted views"]
     titles += ["map fitted on true pairs", "adapted with 4 known pairs", "labels alone, soft"]
+    titles += ["labels alone, random patch embedding"]
     for _ in range(2):  # the second time, nothing is left to do
         result = command(*words, "--epochs", 2, "--rows", *titles)
         assert result.returncode == 0, result.stderr
         results = json.loads((tmp_path / "a.json").read_text())
         assert [entry["row"] for entry in results] == titles
-        plain, home, alone, views, pairs, adapted, soft = results
+        plain, home, alone, views, pairs, adapted, soft, random = results
         assert all(0 <= entry["probe"] <= 1 and len(entry["accuracy"]) == 2 for entry in (plain, alone, views))
-        assert len({entry["loss"] for entry in (alone, adapted, soft)}) == 3
+        assert len({entry["loss"] for entry in (alone, adapted, soft, random)}) == 4
         assert all(entry["processor"] for entry in results)
         assert views["explained"] < pairs["explained"] < 1 and "wrong_key" not in plain and "wrong_key" in alone
         assert 0 <= home["neighbours"] <= 1 and len(home["accuracy"]) == 1 and "wrong_key" not in home
