@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from features import soft_labels
+from features import HOME_SIZE, soft_labels
 from fine_tune import Row
 from photos import OTHER_PHOTOS, PHOTOS, squares
 
@@ -27,7 +27,6 @@ from hf_neuracrypt.schemes import SchemeConfig
 
 
 PUBLIC = 4_000  # images that an alignment is given of each side; of large ones as many as `train.py` takes
-HOME_SIZE = 224  # pixels of the images that soft labels are made of
 
 
 def read_images(sources: Sequence[object], config: SchemeConfig) -> torch.Tensor:

@@ -15,6 +15,7 @@ from hf_neuracrypt.training.aligned import head_inputs
 
 
 NEIGHBOURS = 20
+HOME_SIZE = 224  # pixels of the images that soft labels are made of
 SOFT_FOLDS = 5
 STRENGTHS = (1e-3, 1e-2, 1e-1)  # of the head's regularisation, inverse; chosen by three folds of the training images
 

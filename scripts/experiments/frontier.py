@@ -26,6 +26,7 @@ import charts
 import numpy as np
 import torch
 from ablate_data import read_rows, rounded
+from features import HOME_SIZE, soft_labels
 from fine_tune import FineTuning, Row, accuracy
 from photos import crops
 from processor import processor
@@ -63,6 +64,7 @@ class Variant:
     blocks: bool = False
     positions: bool = False
     given: int = 0  # known pairs that the owner fits the model's embedding on, and so gives away
+    soft: bool = False  # labels are what a head at home says of each image, which it has not learned from
     plain: bool = False
     learn: bool = False  # also train on it
 
@@ -72,6 +74,7 @@ VARIANTS = [
     Variant("plain images", plain=True, learn=True),
     Variant("depth 4 (default)", learn=True),
     *(Variant(f"adapted with {count} known pairs", given=count, learn=True) for count in (4, 64)),
+    Variant("soft labels", soft=True, learn=True),
     *(Variant(f"depth {d}", options={"depth": d}, learn=d in (0, 16)) for d in (0, 1, 2, 8, 16)),
     Variant("width 2048", options={"width": 2048}, learn=True),
     *(Variant(f"{bits} bits kept", bits=bits) for bits in (7, 6, 5, 4)),
@@ -181,8 +184,13 @@ def _each_position(pairs: Pairs) -> dict[int, float]:
 Labelled = tuple[torch.Tensor, torch.Tensor]  # uint8 images (B, 3, S, S), int64 labels (B,)
 
 
-def learn(variant: Variant, train: Labelled, test: Labelled, model_name: str, epochs: int) -> float:
-    """Test accuracy of a ViT trained on ciphertexts by their labels, and by what the owner gives."""
+def learn(
+    variant: Variant, train: Labelled, test: Labelled, home: Labelled | None, model_name: str, epochs: int
+) -> float:
+    """Test accuracy of a ViT trained on ciphertexts by their labels, and by what the owner gives.
+
+    `home`: the training images for soft labels.
+    """
     torch.manual_seed(0)
     config, encrypt, _ = make_encrypt(variant, train[0].shape[-1])
     images, queries = (torch.from_numpy(encrypt(side[0].numpy())) for side in (train, test))
@@ -191,7 +199,8 @@ def learn(variant: Variant, train: Labelled, test: Labelled, model_name: str, ep
     if variant.given:
         count = variant.given + JUDGED
         fit(model, Pairs(config, train[0][:count].numpy(), images[:count].numpy()), variant.given)
-    learning = FineTuning(model, [images], train[1], epochs=epochs, row=Row(variant.title), seed=0)
+    labels = soft_labels(load_model(model_name, None, names, HOME_SIZE, []), *home) if home else train[1]
+    learning = FineTuning(model, [images], labels, epochs=epochs, row=Row(variant.title), seed=0)
     for _ in range(epochs):
         learning.run_epoch()
     return accuracy(model, queries, test[1])
@@ -219,7 +228,9 @@ def measure(args: argparse.Namespace, results: list[dict]) -> None:
             continue
         if what == "accuracy":
             sides = read(args.dataset, "train", args.train, size), read(args.dataset, "test", args.test, size)
-            found: dict[str, Any] = {"test": args.test, "accuracy": learn(variant, *sides, args.model, args.epochs)}
+            home = read(args.dataset, "train", args.train, HOME_SIZE) if variant.soft else None
+            reached = learn(variant, *sides, home, args.model, args.epochs)
+            found: dict[str, Any] = {"test": args.test, "accuracy": reached}
         else:
             found = leakage(variant, leaking[what])
         results.append(wanted | found | {"processor": processor()})

@@ -18,7 +18,7 @@ import platform
 import tempfile
 import time
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,14 @@ import numpy as np
 import torch
 import transformers
 from datasets import Dataset
-from features import at_home
+from features import HOME_SIZE, at_home, soft_labels
 from fine_tune import to_float
 from processor import BFLOAT16, processor
-from table1_data import HUB, Prepare, load_data
+from table1_data import HUB, Prepare, load_data, stacked
 from table1_report import report
 from table1_rows import BUDGETS, GIVEN, ROWS, Budget, Recipe, Row
 from torch import nn
+from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, ViTConfig, set_seed
 from transformers.trainer_callback import PrinterCallback
@@ -118,14 +119,15 @@ class OnCiphertexts(nn.Module):
         super().__init__()
         self.model, self.encoder = model, encoder
 
-    def forward(self, images: torch.Tensor, labels: torch.Tensor) -> Any:
-        """uint8 (B, 3, S, S), int64 (B,) -> loss and logits."""
+    def forward(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """uint8 (B, 3, S, S), and int64 (B,) or probabilities (B, classes) -> loss and logits."""
         if self.encoder is not None:
             with torch.autocast(images.device.type, enabled=False):  # float32 schemes are to stay float32
                 images = self.encoder.encrypt(images)
         if images.dtype == torch.uint8:
             images = images.float() / 127.5 - 1
-        return self.model(pixel_values=images, labels=labels)
+        logits = self.model(pixel_values=images).logits
+        return {"loss": cross_entropy(logits, labels), "logits": logits}
 
 
 def optimizer_and_schedule(recipe: Recipe, model: PreTrainedModel, pretrained: bool) -> tuple[Any, Any]:
@@ -169,6 +171,8 @@ def run(row: Row, budget: Budget, data: dict[str, Dataset], name: str | None, se
     if row.aligned and encoder is not None:
         images = images if budget.train else images.select(range(len(images) - len(data["public"])))
         align_start(model, encoder, images, data["public"], seed)
+    if row.soft:
+        images = softened(images, budget, name)
     learner, test = OnCiphertexts(model, encoder), data["test"].with_transform(Prepare(size))
     device_batch = min(recipe.batch_size, DEVICE_BATCH)
     with tempfile.TemporaryDirectory() as folder:
@@ -222,9 +226,12 @@ def adapted_start(model: PreTrainedModel, encoder: Encoder, images: Dataset) -> 
         fit(model, Pairs(encoder.config, plain, encrypt_all(encoder.encrypt, plain)), min(GIVEN, len(plain)))
 
 
-def stacked(rows: Dataset, size: int) -> torch.Tensor:
-    """The images, prepared: uint8 (B, 3, S, S)."""
-    return torch.from_numpy(np.stack(rows.with_transform(Prepare(size))[:]["images"]))
+def softened(images: Dataset, budget: Budget, name: str | None) -> Dataset:
+    """The images with probabilities in place of labels: what a head at home says of each."""
+    home = replace(budget, image_size=HOME_SIZE)
+    model = new_model(ROWS["plain-vit"], home, name, images.features["label"].names, None)
+    found = soft_labels(model, stacked(images, HOME_SIZE), torch.tensor(images["label"]))
+    return images.remove_columns("label").add_column("label", found.tolist())
 
 
 def at_home_row(model: PreTrainedModel, data: dict[str, Dataset], size: int) -> dict[str, Any]:

@@ -52,6 +52,11 @@ class Prepare:
         return {"images": images, "label": rows["label"]}
 
 
+def stacked(rows: Dataset, size: int) -> torch.Tensor:
+    """The images, prepared: uint8 (B, 3, S, S)."""
+    return torch.from_numpy(np.stack(rows.with_transform(Prepare(size))[:]["images"]))
+
+
 def resized_crop(image: PILImage.Image) -> PILImage.Image:
     """5 to 100 % of the area at a ratio of 3:4 to 4:3, as torchvision's RandomResizedCrop; the whole if none fits."""
     width, height = image.size

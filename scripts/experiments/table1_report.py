@@ -5,7 +5,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import charts
-from table1_rows import ROWS, Row
+from table1_rows import GIVEN, ROWS, Row
 
 
 COLUMNS = {
@@ -61,7 +61,8 @@ def steps(recipe: dict) -> str:
 def model_of(row: Row, settings: dict) -> str:
     """What the row trains, as a reader calls it."""
     shakedrop = f"ShakeDrop-{settings['pyramid']['depth']}"
-    kinds = {"adapted with the key": row.adapted, "aligned start": row.aligned, "frozen": row.frozen}
+    adapted = f"adapted with {GIVEN} known pairs" if row.scheme == "color-neuracrypt" else "adapted with the key"
+    kinds = {adapted: row.adapted, "aligned start": row.aligned, "soft labels": row.soft, "frozen": row.frozen}
     vit = ", ".join(["ViT", *(kind for kind, given in kinds.items() if given)])
     return {"vit": vit, "shakedrop": shakedrop}.get(row.model, f"{row.model.upper()}-AdaptNet, {shakedrop}")
 

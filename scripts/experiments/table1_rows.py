@@ -21,6 +21,7 @@ class Row:
         published: accuracy in per cent by dataset.
         source: of the published figures.
         aligned: the cloud starts with public images, as `train.py --public_images` does.
+        soft: labels are what a head at home says of each image, which it has not learned from.
         frozen: the owner computes features with the pre-trained model, and trains nothing but a linear head on them.
     """
 
@@ -31,6 +32,7 @@ class Row:
     published: dict[str, float] = field(default_factory=dict)
     source: str = ""
     aligned: bool = False
+    soft: bool = False
     frozen: bool = False
 
 
@@ -40,6 +42,7 @@ ROWS = {
     "color-neuracrypt": Row("color-neuracrypt", "vit", published={"cifar10": 96.20}, source=QI),
     "color-neuracrypt-aligned": Row("color-neuracrypt", "vit", aligned=True),
     "color-neuracrypt-adapted": Row("color-neuracrypt", "vit", adapted=True),
+    "color-neuracrypt-soft": Row("color-neuracrypt", "vit", soft=True),
     "color-neuracrypt-float": Row("color-neuracrypt-float", "vit", BATCH, published={"cifar10": 96.20}, source=QI),
     "neuracrypt": Row("neuracrypt", "vit", BATCH | {"channels": 3}, False, {"cifar10": 70.60, "mnist": 97.93}, QI),
     "vit-blockwise": Row("vit-blockwise", "vit"),

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -48,7 +49,7 @@ def call(table, monkeypatch, *words: object) -> None:
 def test_rows_resume_and_report(table, monkeypatch, tmp_path, capsys):
     output = tmp_path / "new" / "table.json"
     rows = ("--output", output, "--rows", "plain-vit", "features-at-home", "neuracrypt", "etc", "vit-blockwise-adapted")
-    rows += ("color-neuracrypt-adapted",)
+    rows += ("color-neuracrypt-adapted", "color-neuracrypt-soft")
     call(table, monkeypatch, *rows)
     held = json.loads(output.read_text())
     results = {name: runs["1"] for name, runs in held["rows"].items()}
@@ -155,10 +156,20 @@ def test_ciphertexts_do_not_depend_on_the_precision_of_training(table, insecure_
     encoder = table.encoder_of(row, table.BUDGETS["smoke"], insecure_key, 64)
 
     class Seen(torch.nn.Module):
-        def forward(self, pixel_values, labels):
-            return pixel_values
+        def forward(self, pixel_values):
+            return SimpleNamespace(logits=pixel_values)
 
-    images = batch(make_images(4, 32))
+    images, labels = batch(make_images(4, 32)), torch.zeros(4, 32, 32, dtype=torch.int64)
     expected = encoder.encrypt(images).float() / 127.5 - 1
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(table.OnCiphertexts(Seen(), encoder)(images, None), expected)
+        assert torch.equal(table.OnCiphertexts(Seen(), encoder)(images, labels)["logits"], expected)
+
+
+def test_soft_labels_are_probabilities_and_the_images_stay(table):
+    data = load_script("table1_data")
+    rows = data.load_data("digits", None, table.BUDGETS["smoke"])["train"]
+    torch.manual_seed(0)
+    found = table.softened(rows, table.BUDGETS["smoke"], None)
+    probabilities = torch.tensor(found["label"])
+    assert probabilities.shape == (16, 10) and probabilities.sum(1).allclose(torch.ones(16))
+    assert torch.equal(data.stacked(found, 32), data.stacked(rows, 32))
