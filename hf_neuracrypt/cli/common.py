@@ -38,7 +38,7 @@ Encrypted = Annotated[
     ),
 ]
 Yes = Annotated[
-    bool, typer.Option("--yes", help="Take the encryption parameters from --encrypted though that is on the Hub.")
+    bool, typer.Option("--yes", help="Take the encryption parameters from the Hub, where they can have been changed.")
 ]
 
 
