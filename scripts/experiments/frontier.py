@@ -253,10 +253,13 @@ def draw(results: list[dict], path: Path) -> None:
         axes.set_yticks(range(len(names)), names)
     panels[0].set_xlabel("re-identified without pairs\n(dot: before refinement)")
     panels[1].set_xlabel(f"PSNR of photos reconstructed from 16 pairs, dB\n(dot: mean image; {BEST_PSNR}: or more)")
-    for title in photos.keys() & accuracies.keys() if accuracies else ():
-        point = min(photos[title]["psnr_16"], BEST_PSNR), accuracies[title]
-        panels[2].plot(*point, "o", color=charts.BLUE)
-        panels[2].annotate(f" {title}", point, color=charts.INK, fontsize=9)
+    titles = photos.keys() & accuracies.keys()
+    points = {title: (min(photos[title]["psnr_16"], BEST_PSNR), accuracies[title]) for title in titles}
+    for title, (x, y) in points.items():
+        left = any(x < other < x + 15 and abs(height - y) < 0.012 for other, height in points.values())
+        panels[2].plot(x, y, "o", color=charts.BLUE)
+        side = {"ha": "right", "x": x - 1} if left else {"ha": "left", "x": x + 1}  # no title on another
+        panels[2].text(y=y, s=title, va="center", color=charts.INK, fontsize=9, **side)
         panels[2].set_xlim(10, BEST_PSNR + 14)  # room for a title
         panels[2].set_xlabel("PSNR from 16 pairs, dB")
         panels[2].set_ylabel("test accuracy, short training")
