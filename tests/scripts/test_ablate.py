@@ -50,7 +50,7 @@ def test_what_learns_and_how_fast(loop):
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen"])
 @pytest.mark.parametrize("lora", [False, True], ids=["whole", "lora"])
-def test_what_one_epoch_changes(loop, lora, frozen):
+def test_what_training_changes(loop, lora, frozen):
     """The patch embedding unless it is frozen, head and positions always, of the backbone only LoRA's part."""
     if lora:
         pytest.importorskip("peft")
