@@ -260,6 +260,7 @@ def draw(results: list[dict], path: Path) -> None:
         panels[2].plot(x, y, "o", color=charts.BLUE)
         side = {"ha": "right", "x": x - 1} if left else {"ha": "left", "x": x + 1}  # no title on another
         panels[2].text(y=y, s=title, va="center", color=charts.INK, fontsize=9, **side)
+    if accuracies:
         panels[2].set_xlim(10, BEST_PSNR + 14)  # room for a title
         panels[2].set_xlabel("PSNR from 16 pairs, dB")
         panels[2].set_ylabel("test accuracy, short training")
