@@ -140,7 +140,8 @@ def test_a_folder_is_answered_by_a_table_with_a_word_before_and_after(work, tmp_
     longer, short = shown.stdout.splitlines()
     assert short == longer.replace("a longer name.png", "a.png            ")  # the same photo
     labels = re.findall(r"  (0\.\d{3}) (cat  |dog  |horse)", f"{longer}  ")
-    assert len(labels) == 3 and sorted(labels, reverse=True) == labels
+    scores = [score for score, _ in labels]  # under some keys two labels have the same three digits
+    assert len(set(labels)) == 3 and sorted(scores, reverse=True) == scores
     output = tmp_path / "answers.csv"
     written = command("predict", "--model", work / "model", *words, "--output", output)
     assert notes(written) == [said, f"{asking}into {output}.", f"Wrote {output}: the answers to 2 images."]
