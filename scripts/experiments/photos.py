@@ -29,10 +29,8 @@ OTHER_PHOTOS = ("hubble_deep_field", "china", "flower")
 
 def crops(count: int, size: int, names: Sequence[str] = PHOTOS, seed: int = 0) -> np.ndarray:
     """Squares of `size` pixels as they are: real texture at its native resolution."""
-    generator = np.random.default_rng(seed)
-    return _stacked(
-        [_square(photo, size, generator) for photo in _in_turn([read_photo(name) for name in names], count)]
-    )
+    generator, photos = np.random.default_rng(seed), [read_photo(name) for name in names]
+    return _stacked([_square(photo, size, generator) for photo in _in_turn(photos, count)])
 
 
 def squares(
