@@ -95,9 +95,9 @@ def _stacked(pieces: list[np.ndarray]) -> np.ndarray:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("output", type=Path, help="folder to write train.parquet and test.parquet to")
+    parser.add_argument("output", type=Path, help="new folder to write train.parquet and test.parquet to")
     output = parser.parse_args().output
-    output.mkdir(parents=True, exist_ok=True)
+    output.mkdir(parents=True)  # never over another dataset
     train = concatenate_datasets([places(TRAIN, seed=0), places(PUBLIC, seed=1, black=True)])
     train.to_parquet(output / "train.parquet")
     places(TEST, seed=2).to_parquet(output / "test.parquet")

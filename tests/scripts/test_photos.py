@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from datasets import load_dataset
 
-from tests.commands import command, load_script
+from tests.commands import assert_one_line_error, command, load_script
 
 
 @pytest.fixture(scope="module")
@@ -48,3 +48,5 @@ def test_the_command_writes_labelled_rows_first_and_public_ones_last(tmp_path):
     assert len(labels) == 4000 and {*labels[:2000]} == {*tested} == {*range(48)} and {*labels[2000:]} == {-1}
     first, other = (np.asarray(rows[split][0]["image"]) for split in ("train", "test"))
     assert first.shape == (112, 112, 3) and not np.array_equal(first, other)
+    again = command("scripts/experiments/photos.py", tmp_path / "photos")
+    assert_one_line_error(again, "photos")  # what is there stays
